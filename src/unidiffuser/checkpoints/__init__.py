@@ -1,0 +1,62 @@
+"""Checkpoints: a model as files, one file of this folder a format.
+
+`Parts` is what every format reads and writes: a network, the codecs of its modalities, and how to sample it. A format
+knows files and hashes; it does not know how a sample is made.
+"""
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from unidiffuser.guidance import Guidance
+from unidiffuser.modalities import Modality
+from unidiffuser.networks import Network
+from unidiffuser.process import Prediction
+
+NAME = re.compile(r"[a-z][a-z0-9_]{0,31}")
+"""What a modality may be called: it becomes a keyword, a flag and a file's name."""
+
+
+class ModelError(ValueError):
+    """A model that is missing, damaged, foreign or from another version; the message is one sentence with the cure."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings:
+    """How a model is sampled unless the user says otherwise."""
+
+    steps: int = 25
+    """Solver steps."""
+    solver: str = "dpmpp_2m"
+    """A row of `solvers.SOLVERS`."""
+    grid: str = "uniform"
+    """A row of `sampling.GRIDS`."""
+    end: float = 0.0
+    """The timestep at which sampling stops."""
+    guidance: Guidance = field(default_factory=Guidance)
+    """How strongly the sampled modalities are pushed towards the given ones."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Parts:
+    """All that a model is."""
+
+    name: str
+    """What the model is called."""
+    network: Network
+    """The network, its weights in float32."""
+    process: str
+    """The noising process, a row of `process.PROCESSES`."""
+    prediction: Prediction
+    """What the network's outputs stand for."""
+    modalities: Mapping[str, Modality[Any]]
+    """Name -> codec, in the order in which they are shown."""
+    settings: Settings = field(default_factory=Settings)
+    """How it is sampled unless the user says otherwise."""
+    training: Mapping[str, Any] = field(default_factory=dict)
+    """How it was trained, for the reader; JSON-able."""
+    card: str = ""
+    """The model card, Markdown."""
+    digest: str = ""
+    """sha256 that names the model in recipes; empty for a model that is no file yet."""

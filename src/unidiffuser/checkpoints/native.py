@@ -1,0 +1,311 @@
+"""The native format: a folder of four files, none of which can run anything.
+
+    config.json         format version, name, network, process, prediction, modalities, settings, training
+    model.safetensors   tensors "network.<name>" and "modalities.<modality>.<name>", in float32, float16 or bfloat16
+    README.md           the model card, for people; free to be edited
+    checksums.json      sha256 of the first two
+
+A folder is written beside its place and renamed, so that no half-written model is ever found. Reading trusts nothing:
+sizes, names and shapes are compared before memory is taken for them, and every fault is a `ModelError` of one sentence
+that names the file and the cure. It does not know how a sample is made.
+"""
+
+import dataclasses
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from unidiffuser import modalities, networks
+from unidiffuser.checkpoints import NAME, ModelError, Parts, Settings
+from unidiffuser.checkpoints.suspect import (
+    AGAIN,
+    Header,
+    check_content,
+    listed,
+    naming,
+    one_line,
+    read_header,
+    read_json,
+)
+from unidiffuser.guidance import Guidance
+from unidiffuser.networks import Network
+from unidiffuser.process import PROCESSES
+
+FORMAT = 1
+CONFIG, WEIGHTS, CARD, CHECKSUMS = "config.json", "model.safetensors", "README.md", "checksums.json"
+DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
+PICKLES = {".pt", ".pth", ".ckpt", ".bin", ".pkl", ".pickle"}
+
+Stored = Literal["float32", "float16", "bfloat16"]
+
+
+def write(folder: str | Path, parts: Parts, *, stored: Stored = "float32", force: bool = False) -> None:
+    """Write a model to a folder, all or nothing.
+
+    Args:
+        folder: where; its parent is made if need be.
+        parts: the model.
+        stored: the number format of the weights in the file.
+        force: replace a model that is there. Anything else that is there is never replaced.
+
+    Raises:
+        ValueError: the place is taken, or the weights are not finite.
+        OSError: the disk refuses.
+    """
+    folder = Path(folder)
+    if folder.exists() and not (force and (folder / CONFIG).is_file()):
+        cure = "use force (--force) to replace it" if (folder / CONFIG).is_file() else "choose another place"
+        raise ValueError(f"{folder} is there already; {cure}")
+    tensors = {name: x.detach().cpu().to(DTYPES[stored]).contiguous() for name, x in _tensors(parts).items()}
+    if bad := [name for name, x in tensors.items() if not bool(x.isfinite().all())]:
+        raise ValueError(f"the weights {listed(bad)} are not finite as {stored}; a model must hold finite numbers")
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    fresh = folder.with_name(f".{folder.name}.new-{os.getpid()}")
+    shutil.rmtree(fresh, ignore_errors=True)
+    fresh.mkdir()
+    try:
+        (fresh / CONFIG).write_text(json.dumps(_config(parts), indent=1, allow_nan=False) + "\n", encoding="utf-8")
+        save_file(tensors, fresh / WEIGHTS, metadata={"format": "pt"})
+        # save_file leaves its file to its owner alone; a model is as readable as any other file.
+        (fresh / WEIGHTS).chmod((fresh / CONFIG).stat().st_mode)
+        (fresh / CARD).write_text(parts.card or f"# {parts.name}\n", encoding="utf-8")
+        sums = {name: sha256(fresh / name) for name in (CONFIG, WEIGHTS)}
+        (fresh / CHECKSUMS).write_text(json.dumps(sums, indent=1) + "\n", encoding="utf-8")
+        for file in fresh.iterdir():
+            _sync(file)
+        _sync(fresh)
+        _put_in_place(fresh, folder)
+    finally:
+        shutil.rmtree(fresh, ignore_errors=True)
+
+
+def read(folder: str | Path) -> Parts:
+    """The model in a folder, its weights in float32 on the CPU.
+
+    Raises:
+        ModelError: anything that is missing, damaged, foreign, from a newer version, or absurdly large.
+    """
+    folder = Path(folder)
+    _check_folder(folder)
+    config = _read_config(folder / CONFIG)
+    sums = _check_sums(folder)
+    header = read_header(folder / WEIGHTS)
+    with naming(folder / CONFIG):
+        network = _empty_network(config["network"], header)
+    _compare(folder / WEIGHTS, network, config["modalities"], header)
+    tensors = _load(folder / WEIGHTS)
+    network.load_state_dict(_under("network.", tensors), assign=True)
+    with naming(folder / CONFIG):
+        codecs = {
+            name: modalities.find(entry["kind"]).restore(entry["config"], _under(f"modalities.{name}.", tensors))
+            for name, entry in config["modalities"].items()
+        }
+        settings = _settings(config["settings"])
+    card = (folder / CARD).read_text(encoding="utf-8", errors="replace") if (folder / CARD).is_file() else ""
+    return Parts(
+        name=config["name"],
+        network=network.requires_grad_(False).eval(),
+        process=config["process"],
+        prediction=config["prediction"],
+        modalities=codecs,
+        settings=settings,
+        training=config["training"],
+        card=card,
+        digest=digest(sums),
+    )
+
+
+def summary(folder: str | Path) -> dict[str, Any]:
+    """What a folder says of itself without its weights being read: name, modalities, size in bytes, hash."""
+    folder = Path(folder)
+    _check_folder(folder)
+    config = _read_config(folder / CONFIG)
+    return {
+        "name": config["name"],
+        "folder": str(folder),
+        "modalities": {name: entry["kind"] for name, entry in config["modalities"].items()},
+        "bytes": sum(file.stat().st_size for file in folder.iterdir() if file.is_file()),
+        "sha256": digest(_read_sums(folder)),
+    }
+
+
+def digest(sums: Mapping[str, str]) -> str:
+    """One sha256 for a model: that of its files' hashes."""
+    return hashlib.sha256("".join(f"{name} {sums[name]}\n" for name in (CONFIG, WEIGHTS)).encode()).hexdigest()
+
+
+def sha256(path: Path) -> str:
+    """The sha256 of a file."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _config(parts: Parts) -> dict[str, Any]:
+    return {
+        "format": FORMAT,
+        "name": parts.name,
+        "network": parts.network.describe(),
+        "process": parts.process,
+        "prediction": parts.prediction,
+        "modalities": {name: {"kind": m.kind, "config": m.config()} for name, m in parts.modalities.items()},
+        "settings": dataclasses.asdict(parts.settings),
+        "training": dict(parts.training),
+    }
+
+
+def _tensors(parts: Parts) -> dict[str, Tensor]:
+    tensors = {f"network.{name}": x for name, x in parts.network.state_dict().items()}
+    for modality, codec in parts.modalities.items():
+        tensors |= {f"modalities.{modality}.{name}": x for name, x in codec.state().items()}
+    # Two names of one tensor would share memory, which the format refuses.
+    return {name: x.clone() for name, x in tensors.items()}
+
+
+def _put_in_place(fresh: Path, folder: Path) -> None:
+    """Rename, moving an older model out of the way first; it is removed last."""
+    old = folder.with_name(f".{folder.name}.old-{os.getpid()}")
+    if folder.exists():
+        folder.rename(old)
+    fresh.rename(folder)
+    _sync(folder.parent)
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def _sync(path: Path) -> None:
+    """Wait until a file or folder is on the disk."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def _check_folder(folder: Path) -> None:
+    """Refuse what is not a folder with a config and weights, saying what it probably is."""
+    if folder.suffix.lower() in PICKLES or (folder.is_dir() and not (folder / CONFIG).exists() and _pickle_in(folder)):
+        raise ModelError(
+            f"{folder} is a pickle, which can run code when it is opened, so it is never read; "
+            "convert it to safetensors first and give the folder with config.json and model.safetensors"
+        )
+    if folder.is_file():
+        raise ModelError(f"{folder} is a file; give the folder that holds {CONFIG} and {WEIGHTS}")
+    if not folder.is_dir():
+        raise ModelError(f"there is no model folder {folder}; give a folder that holds {CONFIG} and {WEIGHTS}")
+    if (folder / "model_index.json").exists():
+        raise ModelError(f"{folder} is a diffusers pipeline (it has model_index.json); convert it first")
+    for name in (CONFIG, WEIGHTS, CHECKSUMS):
+        if not (folder / name).is_file():
+            raise ModelError(f"{folder} is not a whole model: {name} is missing; {AGAIN}")
+
+
+def _pickle_in(folder: Path) -> bool:
+    return any(file.suffix.lower() in PICKLES for file in folder.iterdir())
+
+
+def _read_config(path: Path) -> dict[str, Any]:
+    config = read_json(path)
+    version = config.get("format")
+    if isinstance(version, int) and not isinstance(version, bool) and version > FORMAT:
+        raise ModelError(f"{path} has format {version}, newer than the {FORMAT} this version reads; update unidiffuser")
+    if version != FORMAT or isinstance(version, bool):
+        raise ModelError(f"{path} is not a unidiffuser config: format is {version!r} and must be {FORMAT}; {AGAIN}")
+    wanted = {"format": int, "name": str, "network": dict, "process": str, "prediction": str}
+    wanted |= {"modalities": dict, "settings": dict, "training": dict}
+    missing, unknown = sorted(wanted.keys() - config.keys()), sorted(config.keys() - wanted.keys())
+    if missing or unknown:
+        raise ModelError(f"{path} has the wrong keys: missing {missing}, unknown {unknown}; {AGAIN}")
+    for key, kind in wanted.items():
+        if not isinstance(config[key], kind):
+            raise ModelError(f"{path}: {key!r} must be of type {kind.__name__}; {AGAIN}")
+    if config["process"] not in PROCESSES:
+        raise ModelError(f"{path}: process must be one of {', '.join(PROCESSES)}, not {config['process']!r}")
+    if config["prediction"] not in ("eps", "v", "x0"):
+        raise ModelError(f"{path}: prediction must be eps, v or x0, not {config['prediction']!r}")
+    _check_modalities(path, config["modalities"])
+    return config
+
+
+def _check_modalities(path: Path, entries: dict[str, Any]) -> None:
+    if not entries:
+        raise ModelError(f"{path} names no modality; {AGAIN}")
+    for name, entry in entries.items():
+        if not NAME.fullmatch(name):
+            raise ModelError(f"{path}: a modality cannot be called {name!r}; use small letters, digits and _")
+        if not isinstance(entry, dict) or set(entry) != {"kind", "config"} or not isinstance(entry["config"], dict):
+            raise ModelError(f"{path}: the modality {name!r} must have a kind and a config, nothing else; {AGAIN}")
+        if entry["kind"] not in modalities.kinds():
+            raise ModelError(
+                f"{path}: there is no modality kind {entry['kind']!r}; there are {', '.join(modalities.kinds())}"
+            )
+
+
+def _settings(values: Mapping[str, Any]) -> Settings:
+    """Settings from JSON; a TypeError names an unknown one."""
+    values = dict(values)
+    guidance = values.pop("guidance", {})
+    if "interval" in guidance:
+        guidance = guidance | {"interval": tuple(guidance["interval"])}
+    return Settings(guidance=Guidance(**guidance), **values)
+
+
+def _read_sums(folder: Path) -> dict[str, str]:
+    sums = read_json(folder / CHECKSUMS)
+    if set(sums) != {CONFIG, WEIGHTS} or not all(isinstance(value, str) for value in sums.values()):
+        raise ModelError(f"{folder / CHECKSUMS} must hold the sha256 of {CONFIG} and {WEIGHTS}, nothing else; {AGAIN}")
+    return sums
+
+
+def _check_sums(folder: Path) -> dict[str, str]:
+    sums = _read_sums(folder)
+    with open(folder / WEIGHTS, "rb") as file:
+        check_content(folder / WEIGHTS, file.read(64))
+    for name, wanted in sums.items():
+        if sha256(folder / name) != wanted:
+            raise ModelError(f"{folder / name} is damaged: its sha256 is not the one in {CHECKSUMS}; {AGAIN}")
+    return sums
+
+
+def _empty_network(description: Mapping[str, Any], header: Header) -> Network:
+    """The network of a description, without memory for its weights."""
+    depth = description.get("depth", 0)
+    if isinstance(depth, int) and depth > len(header):
+        raise ModelError(
+            f"the network's depth is said to be {depth}, but {WEIGHTS} holds only {len(header)} tensors; {AGAIN}"
+        )
+    with torch.device("meta"):
+        return networks.build(description)
+
+
+def _compare(path: Path, network: Network, entries: Mapping[str, Any], header: Header) -> None:
+    """Refuse weights that are not exactly those of the network; what the codecs need they check themselves."""
+    wanted = {f"network.{name}": tuple(x.shape) for name, x in network.state_dict().items()}
+    prefixes = tuple(f"modalities.{name}." for name in entries)
+    missing = sorted(wanted.keys() - header.keys())
+    extra = sorted(name for name in header.keys() - wanted.keys() if not name.startswith(prefixes))
+    shapes = [f"{n} is {header[n]}, not {shape}" for n, shape in wanted.items() if header.get(n, shape) != shape]
+    faults = [("missing", missing), ("unknown", extra), ("of another shape", shapes)]
+    if report := [f"{what}: {listed(names)}" for what, names in faults if names]:
+        raise ModelError(f"{path} does not hold the weights of its config, {'; '.join(report)}; {AGAIN}")
+
+
+def _load(path: Path) -> dict[str, Tensor]:
+    try:
+        tensors = {name: x.float() for name, x in load_file(path).items()}
+    except SafetensorError as error:
+        raise ModelError(f"{path} is not a whole safetensors file ({one_line(error)}); {AGAIN}") from error
+    if bad := [name for name, x in tensors.items() if not bool(x.isfinite().all())]:
+        raise ModelError(f"{path} holds weights that are NaN or infinite ({listed(bad)}); {AGAIN}")
+    return tensors
+
+
+def _under(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {name.removeprefix(prefix): x for name, x in tensors.items() if name.startswith(prefix)}

@@ -1,0 +1,270 @@
+"""The command line: verbs only, no maths.
+
+    unidiffuser sample image --text "a large red circle" -n 4      what is sampled is named, what is given is a flag
+
+Results go to files and to stdout (with --json one object), everything else to stderr; `terminal` says how errors end.
+What a verb needs is imported inside it, so that --help need not wait for torch.
+"""
+
+import argparse
+import sys
+import time
+from collections.abc import Callable, Sequence
+from itertools import groupby
+from pathlib import Path
+from typing import Any
+
+from unidiffuser import __version__, flags
+from unidiffuser.flags import Parser
+from unidiffuser.terminal import Terminal, Verb, guarded
+
+
+def sample(args: argparse.Namespace, terminal: Terminal) -> int:
+    """Draw samples of the named modalities, given the values of others; all else is ignored."""
+    from unidiffuser.outputs import Outputs
+    from unidiffuser.recipe import read_recipe
+    from unidiffuser.request import Request, made_alike, request_of
+
+    recipe = flags.reading(read_recipe, args.like) if args.like else None
+    model = flags.load(args, recipe)
+    flags.check_names(model, args.names)
+    given = flags.given(args, model)
+    asked = flags.request(args, request_of(recipe, given) if recipe else Request(names=tuple(args.names)), given)
+    shown = args.names or asked.names
+    if strangers := [name for name in shown if name not in asked.names]:
+        raise ValueError(
+            f"{args.like} shows {', '.join(asked.names)} and not {', '.join(strangers)}; name one of those"
+        )
+    written = any(model.modalities[name].media_type != "text" for name in shown)
+    outputs = Outputs(folder=flags.folder_of(args, written), codecs=model.modalities, force=args.force)
+    stems = [f"{k:04d}" for k in range(asked.n)]
+    outputs.reserve((stem, shown) for stem in stems)
+    started = time.monotonic()
+    with terminal.progress("sampling") as progress:
+        samples = asked.draw(model, progress)
+    answer: dict[str, Any] = {"samples": [], **flags.settings(model, asked)}
+    answer["seconds"] = round(time.monotonic() - started, 3)
+    for stem, one in zip(stems, samples, strict=True):
+        recipe_of_one = None if args.no_metadata else asked.recipe(model, one, __version__)
+        values = {name: one[name] for name in shown}
+        answer["samples"].append({"seed": one.seed, **outputs.write(stem, values, recipe_of_one)})
+    if recipe and (alike := made_alike(recipe, asked.recipe(model, samples[0], __version__))) is not None:
+        answer["reproduced"] = alike
+        if not alike:
+            terminal.say(f"the pixels are not those of {args.like}; another version or machine may have made it")
+    outputs.write_list(answer)
+    terminal.answer(answer, ["\t".join(str(row[name]) for name in shown) for row in answer["samples"]])
+    return 0
+
+
+def chain(args: argparse.Namespace, terminal: Terminal) -> int:
+    """Feed samples back: the first modality is given (or sampled alone), each next is sampled from the one before."""
+    from unidiffuser.outputs import Outputs
+    from unidiffuser.request import Request
+
+    model = flags.load(args)
+    flags.check_names(model, args.names)
+    links = [name for name, _ in groupby(args.names * args.rounds)] if args.rounds > 1 else args.names
+    asked = flags.request(args, Request(names=tuple(links)), flags.given(args, model))
+    outputs = Outputs(folder=flags.folder_of(args, True), codecs=model.modalities, force=args.force)
+    first = 1 if links and links[0] in asked.given else 0
+    outputs.reserve((f"{k:04d}-{i:02d}", [links[i]]) for k in range(asked.n) for i in range(first, len(links)))
+    with terminal.progress("sampling") as progress:
+        chains = asked.draw_chain(model, progress)
+    answer: dict[str, Any] = {"samples": [], **flags.settings(model, asked)}
+    for k, row in enumerate(chains):
+        for i, one in enumerate(row, first):
+            made = asked.link(i, one)
+            recipe = None if args.no_metadata else made.recipe(model, one, __version__)
+            value = outputs.write(f"{k:04d}-{i:02d}", {links[i]: one[links[i]]}, recipe)
+            answer["samples"].append({"chain": k, "link": i, "seed": one.seed, **value})
+    outputs.write_list(answer)
+    terminal.answer(answer, [str(row[links[row["link"]]]) for row in answer["samples"]])
+    return 0
+
+
+def score(args: argparse.Namespace, terminal: Terminal) -> int:
+    """Say in bits how much one given modality tells about another, by the model's own belief."""
+    from unidiffuser.outputs import Outputs, heat
+
+    model = flags.load(args)
+    given = flags.given(args, model)
+    if len(given) != 2:
+        raise ValueError(f"a score is between two given modalities, and {len(given)} are given; give two of them")
+    pictures = [name for name in given if model.modalities[name].media_type == "image"]
+    of = args.of or (pictures or list(given))[0]
+    flags.check_names(model, [of])
+    about = next(name for name in given if name != of)
+    outputs = Outputs(folder=flags.folder_of(args, False), codecs=model.modalities, force=args.force)
+    outputs.reserve([("map", pictures[:1])])
+    result = model.score(of, about, samples=args.samples, seed=args.seed or 0, **given)[0]
+    answer: dict[str, Any] = {"bits": result.bits, "error": result.error, "of": of, "about": about}
+    answer |= {"samples": args.samples, "model": model.name, "model_sha256": model.digest}
+    if of in pictures and outputs.folder:
+        answer["map"] = outputs.write("map", {of: heat(next(iter(result.maps.values())))}, None)[of]
+    outputs.write_list(answer)
+    terminal.answer(answer, [f"{about} tells {result.bits:.1f} ± {result.error:.1f} bits about {of}"])
+    return 0
+
+
+def train(args: argparse.Namespace, terminal: Terminal) -> int:
+    """Train a model by a preset, going on where an earlier run in the same folder stopped."""
+    from unidiffuser.presets import PRESETS
+    from unidiffuser.train import train as carry_out
+
+    if args.preset not in PRESETS:
+        known = f"there are {', '.join(PRESETS)}{flags.guess(args.preset, PRESETS)}"
+        raise ValueError(f"there is no preset {args.preset!r}; {known}")
+    with terminal.progress("training") as progress:
+        carry_out(PRESETS[args.preset](), Path(args.run), lambda stage, done, total, figures: progress(done, total))
+    final = str(Path(args.run) / "final")
+    terminal.answer({"model": final}, [final])
+    return 0
+
+
+def evaluate(args: argparse.Namespace, terminal: Terminal) -> int:
+    """Measure a model against a world whose truth is known."""
+    from unidiffuser.evaluate import evaluate_scenes, markdown
+
+    model = flags.load(args)
+    chosen = {"steps": args.steps, "solver": args.solver, "guidance": flags.guidance(args)}
+    settings = {name: value for name, value in chosen.items() if value is not None}
+    with terminal.progress("evaluating") as progress:
+        report = evaluate_scenes(
+            model,
+            args.samples,
+            seed=args.seed or 0,
+            settings=settings,
+            progress=lambda what, done, total: progress(done, total),
+        )
+    terminal.answer(
+        {"model": model.name, "model_sha256": model.digest, "world": args.world, **report}, [markdown(report)]
+    )
+    return 0
+
+
+def models(args: argparse.Namespace, terminal: Terminal) -> int:
+    """List the models in the box and in folders."""
+    from unidiffuser.checkpoints import box, native
+
+    rows = [native.summary(box.find(name)) for name in args.folders or box.names()]
+    lines = [
+        "  ".join([row["name"], f"{row['bytes'] / 1e6:.1f} MB", row["sha256"][:10], *row["modalities"], row["folder"]])
+        for row in rows
+    ]
+    terminal.answer({"models": rows}, lines or ["there is no model in the box; name a folder"])
+    return 0
+
+
+def doctor(args: argparse.Namespace, terminal: Terminal) -> int:
+    """Say what is installed, whether the models in the box are whole, and how long a sample takes."""
+    from unidiffuser.doctor import examine
+
+    report = examine(__version__)
+    terminal.answer(report, [f"{name}: {value}" for name, value in report.items()])
+    return 0 if report["healthy"] else 1
+
+
+def sample_flags(parser: Parser) -> None:
+    """The flags of sample."""
+    parser.add_argument("names", nargs="*", metavar="MODALITY", help="what to sample: image, text, ...")
+    flags.add_given(parser)
+    flags.add_sampling(parser)
+    named = {"type": flags.pair, "action": "append", "default": []}
+    parser.flag("--loose", metavar="NAME=T", **named, help="hold a given modality at timestep T: 0 exact, 1 ignored")
+    parser.flag("--mask", metavar="NAME=FILE", **named, help="make only the white part of a sampled, given picture")
+    parser.flag("--like", metavar="PNG", help="as the recipe in a picture says; other flags change it")
+    flags.add_output(parser)
+
+
+def chain_flags(parser: Parser) -> None:
+    """The flags of chain."""
+    parser.add_argument("names", nargs="*", metavar="MODALITY", help="the links, such as: text image text")
+    flags.add_given(parser)
+    flags.add_sampling(parser)
+    parser.flag("--rounds", type=flags.whole, default=1, metavar="N", help="go through the links N times (default: 1)")
+    flags.add_output(parser)
+
+
+def score_flags(parser: Parser) -> None:
+    """The flags of score."""
+    flags.add_given(parser)
+    parser.flag("--of", metavar="NAME", help="the modality that is explained (default: the picture)")
+    parser.flag("--samples", type=flags.whole, default=64, metavar="N", help="noise draws, even (default: 64)")
+    parser.flag("--seed", type=flags.whole, help="of the noise (default: 0)")
+    parser.flag("--out", metavar="FOLDER", help="write a map of the bits over the picture there")
+    parser.flag("--force", action="store_true", help="overwrite files that are there")
+
+
+def train_flags(parser: Parser) -> None:
+    """The flags of train."""
+    parser.add_argument("preset", help="the name of a recipe; an unknown name lists them")
+    parser.flag(
+        "--out", required=True, metavar="FOLDER", help="the run: checkpoints, metrics, and the model in the end"
+    )
+
+
+def evaluate_flags(parser: Parser) -> None:
+    """The flags of evaluate."""
+    parser.add_argument("world", choices=["scenes"], help="the world to measure against")
+    parser.flag("--samples", type=flags.whole, default=1000, metavar="N", help="samples a row, 8 to 10000")
+    parser.flag("--seed", type=flags.whole, help="of captions and noise (default: 0)")
+    flags.add_settings(parser)
+
+
+def models_flags(parser: Parser) -> None:
+    """The flags of models."""
+    parser.add_argument("folders", nargs="*", metavar="FOLDER", help="models elsewhere (default: those in the box)")
+
+
+VERBS: dict[str, tuple[Verb, Callable[[Parser], None] | None, bool]] = {
+    "sample": (sample, sample_flags, True),
+    "chain": (chain, chain_flags, True),
+    "score": (score, score_flags, True),
+    "train": (train, train_flags, False),
+    "evaluate": (evaluate, evaluate_flags, True),
+    "models": (models, models_flags, False),
+    "doctor": (doctor, None, False),
+}
+"""Verb -> what it does, the flags of its own, whether it takes a model."""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run a command line; returns the exit code."""
+    argv = sys.argv[1:] if argv is None else argv
+    if not argv or argv[0] in ("-h", "--help", "--version"):
+        print(
+            f"unidiffuser {__version__}" if argv[:1] == ["--version"] else overview(),
+            file=sys.stdout if argv else sys.stderr,
+        )
+        return 0 if argv else 2
+    if argv[0] not in VERBS:
+        known = ", ".join(VERBS)
+        print(
+            f"unidiffuser: there is no verb {argv[0]!r}; there are {known}{flags.guess(argv[0], VERBS)}",
+            file=sys.stderr,
+        )
+        return 2
+    run, own_flags, takes_model = VERBS[argv[0]]
+    parser = Parser(f"unidiffuser {argv[0]}", run.__doc__ or "")
+    if own_flags:
+        own_flags(parser)
+    if takes_model:
+        flags.add_model(parser)
+    flags.add_common(parser)
+    args = parser.parse(argv[1:])
+    return guarded(run, args)
+
+
+def overview() -> str:
+    """What --help says."""
+    width = max(map(len, VERBS))
+    verbs = "\n".join(f"  {name:<{width}}  {run.__doc__}" for name, (run, _, _) in VERBS.items())
+    return (
+        "usage: unidiffuser VERB ...\n\n"
+        "One diffusion model for every distribution of a set of modalities.\n"
+        "What is sampled is named, what is given is a flag, the rest is ignored.\n\n"
+        f"{verbs}\n\n"
+        '  unidiffuser sample image --text "a large red circle above a small blue square" -n 4\n'
+        "  unidiffuser VERB --help says more"
+    )

@@ -1,0 +1,245 @@
+"""The joint U-ViT: every stream becomes tokens of one transformer with long skips.
+
+Bao et al. 2023, "One Transformer Fits All Distributions in Multi-Modal Diffusion at Scale" (arXiv 2303.06555), on the U-ViT of
+Bao et al. 2022 (arXiv 2209.12152): a token for the timestep of each modality, an optional token for a global label, then the
+tokens of every stream; a first half of blocks, one in the middle, and a second half each of which takes the output of its mirror
+image through a linear layer. The released model normalises after attention and after the MLP, on the residual path
+itself ("post"); the original U-ViT normalises before them ("pre").
+
+Shapes: B batch, N tokens, D width, H heads, M modalities.
+
+The network sees shapes and timesteps in [0, 1]. It knows nothing of noise schedules, files or tokenizers.
+"""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from unidiffuser.joint import Joint, Shapes, modalities_of
+from unidiffuser.networks import Network
+
+INIT_STD = 0.02
+
+
+@dataclass(frozen=True, kw_only=True)
+class UViTConfig:
+    """The shape of a joint U-ViT."""
+
+    streams: Mapping[str, tuple[int, ...]]
+    """Stream -> shape of one sample, in token order: (C, H, W) is a grid, (L, C) a sequence."""
+    modalities: tuple[str, ...] = ()
+    """The order of the timestep tokens; empty: the order in which the streams name their modalities."""
+    dim: int = 256
+    """Width D."""
+    depth: int = 8
+    """Blocks outside the middle, an even number: depth / 2 in, 1 middle, depth / 2 out."""
+    heads: int = 4
+    """Attention heads H; dim is a multiple of it."""
+    mlp_ratio: int = 4
+    """Width of the MLP's hidden layer over D."""
+    patch: int = 2
+    """Side of the square patch of a grid that becomes one token."""
+    norm: Literal["post", "pre"] = "post"
+    """Where a block normalises: as the released UniDiffuser (post) or as the original U-ViT (pre)."""
+    labels: int = 0
+    """Number of global labels (the data type of the released v1); 0: no label token."""
+
+    def __post_init__(self) -> None:
+        if not self.streams:
+            raise ValueError("a network needs at least one stream")
+        if self.dim % (2 * self.heads) or self.depth % 2 or min(self.dim, self.heads, self.patch, self.mlp_ratio) < 1:
+            raise ValueError(
+                f"a U-ViT needs an even depth and a width that is a multiple of twice its heads, "
+                f"not depth {self.depth}, width {self.dim}, heads {self.heads}"
+            )
+        if self.norm not in ("post", "pre"):
+            raise ValueError(f"norm must be 'post' or 'pre', not {self.norm!r}")
+        for stream, shape in self.streams.items():
+            if len(shape) not in (2, 3):
+                raise ValueError(f"stream {stream!r} has the shape {shape}; a grid is (C, H, W), a sequence is (L, C)")
+            if len(shape) == 3 and (shape[1] % self.patch or shape[2] % self.patch):
+                raise ValueError(
+                    f"the grid {stream!r} of {shape[1]} x {shape[2]} is not a multiple of the patch {self.patch}"
+                )
+        names = modalities_of(self.streams)
+        if self.modalities and sorted(self.modalities) != sorted(names):
+            raise ValueError(f"the timestep tokens are for {self.modalities}, but the streams belong to {names}")
+
+
+class UViT(Network):
+    """A joint U-ViT for any list of grid and sequence streams."""
+
+    kind = "uvit"
+    Config = UViTConfig
+    config: UViTConfig
+
+    def __init__(self, config: UViTConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.modalities = config.modalities or tuple(modalities_of(config.streams))
+        self.embed = nn.ModuleDict({_key(s): _embedding(shape, config) for s, shape in config.streams.items()})
+        self.head = nn.ModuleDict(
+            {_key(s): nn.Linear(config.dim, _token_size(shape, config)) for s, shape in config.streams.items()}
+        )
+        tokens = len(self.modalities) + sum(_tokens(shape, config.patch) for shape in config.streams.values())
+        self.position = nn.Parameter(torch.zeros(1, tokens, config.dim))
+        if config.labels:
+            self.label = nn.Embedding(config.labels, config.dim)
+            self.label_position = nn.Parameter(torch.zeros(1, 1, config.dim))
+        half = config.depth // 2
+        self.in_blocks = nn.ModuleList(Block(config) for _ in range(half))
+        self.mid_block = Block(config)
+        self.out_blocks = nn.ModuleList(Block(config, skip=True) for _ in range(half))
+        self.norm = nn.LayerNorm(config.dim)
+        self.apply(_initialise)
+        nn.init.trunc_normal_(self.position, std=INIT_STD)
+
+    def forward(self, xt: Joint, t: Mapping[str, Tensor], label: Tensor | None = None) -> Joint:
+        x = self.tokens(xt, t, label)  # (B, N, D)
+        skips = []
+        for block in self.in_blocks:
+            x = block(x)
+            skips.append(x)
+        x = self.mid_block(x)
+        for block in self.out_blocks:
+            x = block(x, skips.pop())
+        x = self.norm(x)  # (B, N, D)
+        return self.streams(x, {stream: xt[stream].shape[1:] for stream in self.config.streams})
+
+    def tokens(self, xt: Joint, t: Mapping[str, Tensor], label: Tensor | None) -> Tensor:
+        """[timestep of each modality, label, stream, stream, ...] plus positions: (B, N, D)."""
+        shapes = {stream: tuple(xt[stream].shape[1:]) for stream in self.config.streams}
+        parts = [sinusoid(t[m] * 1000.0, self.config.dim).to(self.position.dtype)[:, None] for m in self.modalities]
+        parts += [self._embed(stream, xt[stream]) for stream in self.config.streams]
+        x = torch.cat(parts, 1) + self._positions(shapes)
+        if not self.config.labels:
+            return x
+        if label is None:
+            label = torch.zeros(x.shape[0], dtype=torch.long, device=x.device)
+        m = len(self.modalities)
+        return torch.cat([x[:, :m], self.label(label)[:, None] + self.label_position, x[:, m:]], 1)
+
+    def streams(self, x: Tensor, shapes: Shapes) -> Joint:
+        """The inverse of `tokens`: the heads' outputs (B, N, D) -> stream -> (B, ...)."""
+        start = len(self.modalities) + bool(self.config.labels)
+        joint = {}
+        for stream, shape in shapes.items():
+            n = _tokens(shape, self.config.patch)
+            out = self.head[_key(stream)](x[:, start : start + n])
+            joint[stream] = unpatchify(out, shape, self.config.patch) if len(shape) == 3 else out
+            start += n
+        return joint
+
+    def _embed(self, stream: str, x: Tensor) -> Tensor:
+        tokens = self.embed[_key(stream)](x)
+        return tokens.flatten(2).transpose(1, 2) if x.ndim == 4 else tokens
+
+    def _positions(self, shapes: Shapes) -> Tensor:
+        """The learned positions; those of a grid of another size are interpolated (bilinear)."""
+        if all(shapes[stream] == tuple(shape) for stream, shape in self.config.streams.items()):
+            return self.position
+        p, d = self.config.patch, self.config.dim
+        start = len(self.modalities)
+        parts = [self.position[:, :start]]
+        for stream, shape in self.config.streams.items():
+            n = _tokens(shape, p)
+            part = self.position[:, start : start + n]
+            if len(shape) == 3:
+                grid = part.transpose(1, 2).reshape(1, d, shape[1] // p, shape[2] // p)
+                size = (shapes[stream][1] // p, shapes[stream][2] // p)
+                part = F.interpolate(grid, size, mode="bilinear").flatten(2).transpose(1, 2)
+            parts.append(part)
+            start += n
+        return torch.cat(parts, 1)
+
+
+class Block(nn.Module):
+    """Attention and MLP, each with a residual; in the second half, first the long skip."""
+
+    def __init__(self, config: UViTConfig, skip: bool = False) -> None:
+        super().__init__()
+        d, self.post = config.dim, config.norm == "post"
+        self.skip = nn.Linear(2 * d, d) if skip else None
+        self.skip_norm = nn.LayerNorm(d) if skip and self.post else nn.Identity()
+        self.attention, self.attention_norm = Attention(d, config.heads), nn.LayerNorm(d)
+        self.mlp = nn.Sequential(nn.Linear(d, config.mlp_ratio * d), nn.GELU(), nn.Linear(config.mlp_ratio * d, d))
+        self.mlp_norm = nn.LayerNorm(d)
+
+    def forward(self, x: Tensor, skip: Tensor | None = None) -> Tensor:
+        if self.skip is not None:
+            assert skip is not None
+            x = self.skip_norm(self.skip(torch.cat([x, skip], -1)))
+        if self.post:
+            x = self.attention_norm(x + self.attention(x))
+            return self.mlp_norm(x + self.mlp(x))
+        x = x + self.attention(self.attention_norm(x))
+        return x + self.mlp(self.mlp_norm(x))
+
+
+class Attention(nn.Module):
+    """Full bidirectional self-attention over all tokens."""
+
+    def __init__(self, dim: int, heads: int) -> None:
+        super().__init__()
+        self.heads = heads
+        self.qkv = nn.Linear(dim, 3 * dim, bias=False)
+        self.proj = nn.Linear(dim, dim)
+
+    def forward(self, x: Tensor) -> Tensor:
+        qkv = self.qkv(x).unflatten(-1, (3, self.heads, -1))  # (B, N, 3, H, D/H)
+        q, k, v = qkv.permute(2, 0, 3, 1, 4)  # 3 x (B, H, N, D/H)
+        return self.proj(attention(q, k, v).transpose(1, 2).flatten(2))  # (B, N, D)
+
+
+def attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """softmax(q k' / sqrt(d)) v over (B, H, N, d)."""
+    if q.device.type == "cpu" and q.requires_grad:
+        # The fused kernel's backward in bfloat16 takes a slow path on CPUs; plain products are twice as fast.
+        weights = (q @ k.transpose(-2, -1)).float() * q.shape[-1] ** -0.5
+        return weights.softmax(-1).to(v.dtype) @ v
+    return F.scaled_dot_product_attention(q, k, v)
+
+
+def sinusoid(t: Tensor, dim: int) -> Tensor:
+    """[cos(t w_i), sin(t w_i)] with w_i = 10000^(-i / (dim/2)): (B,) -> (B, dim), float32. The cosines come first."""
+    w = torch.exp(torch.arange(dim // 2, dtype=torch.float32, device=t.device) * (-math.log(10000.0) / (dim // 2)))
+    angle = t.float()[:, None] * w
+    return torch.cat([angle.cos(), angle.sin()], -1)
+
+
+def unpatchify(tokens: Tensor, shape: tuple[int, ...], patch: int) -> Tensor:
+    """(B, h w, p p C), channel fastest -> (B, C, h p, w p)."""
+    channels, height, width = shape
+    x = tokens.unflatten(-1, (patch, patch, channels)).unflatten(1, (height // patch, width // patch))
+    return x.permute(0, 5, 1, 3, 2, 4).reshape(tokens.shape[0], channels, height, width)
+
+
+def _key(stream: str) -> str:
+    """Module names must not hold dots."""
+    return stream.replace(".", "_")
+
+
+def _tokens(shape: tuple[int, ...], patch: int) -> int:
+    return (shape[1] // patch) * (shape[2] // patch) if len(shape) == 3 else shape[0]
+
+
+def _token_size(shape: tuple[int, ...], config: UViTConfig) -> int:
+    return shape[0] * config.patch**2 if len(shape) == 3 else shape[1]
+
+
+def _embedding(shape: tuple[int, ...], config: UViTConfig) -> nn.Module:
+    if len(shape) == 3:
+        return nn.Conv2d(shape[0], config.dim, config.patch, config.patch)
+    return nn.Linear(shape[1], config.dim)
+
+
+def _initialise(module: nn.Module) -> None:
+    if isinstance(module, nn.Linear):
+        nn.init.trunc_normal_(module.weight, std=INIT_STD)
+        if module.bias is not None:
+            nn.init.zeros_(module.bias)

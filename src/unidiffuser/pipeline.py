@@ -1,0 +1,449 @@
+"""UniDiffuser: raw data in, raw data out.
+
+    model = UniDiffuser.from_pretrained("scenes")
+    model.sample("image", text="a red circle above a blue square")     # p(image | text)
+    model.sample("text", image=photo)                                  # p(text | image)
+    model.sample("image", "text", n=16)                                # p(image, text)
+
+What is sampled is named, what is given is passed, everything else is ignored. A modality is given in part by both: its
+name, and a value with a hole (`masks={"image": mask}`, or "___" in a sentence).
+
+Sample k of a call with seed s has the seed s + k and is the same in any batch. This file knows no solver, no timestep
+and no file format: it turns raw values into streams, hands them to `sampling`, and turns the result back.
+"""
+
+import secrets
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from itertools import pairwise
+from pathlib import Path
+from typing import Any, Self
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from unidiffuser import sampling
+from unidiffuser.agreement import pointwise_information
+from unidiffuser.checkpoints import NAME, Parts, Settings, box, native
+from unidiffuser.codecs import Codecs, Known
+from unidiffuser.denoiser import Denoiser, NetworkDenoiser
+from unidiffuser.guidance import Guidance
+from unidiffuser.joint import MAX_SEED, Joint, batch_size, cat_joints, check_seeds, generator, modality_of
+from unidiffuser.modalities import Modality
+from unidiffuser.networks import Network
+from unidiffuser.process import PROCESSES, Prediction
+from unidiffuser.timesteps import Roles, assign_roles
+
+MAX_SAMPLES = 10_000
+MAX_STEPS = 1000
+RESERVED = {"n", "seed", "steps", "solver", "grid", "guidance", "looseness", "masks", "batch", "on_step"}
+
+Progress = Callable[[int, int], None]
+"""Called with (steps done, steps in all); it may raise to cancel."""
+
+OnStep = Callable[[sampling.Step], None]
+Scale = Guidance | float | Mapping[str, float]
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One sample: the raw values of all modalities that were sampled or given."""
+
+    seed: int
+    """With it, and the same settings, this sample comes again."""
+    values: Mapping[str, Any]
+    """Modality -> raw value."""
+
+    def __getitem__(self, name: str) -> Any:
+        if name not in self.values:
+            raise KeyError(f"this sample holds {', '.join(self.values)}, not {name!r}")
+        return self.values[name]
+
+
+@dataclass(frozen=True)
+class Score:
+    """What one modality tells about another, in one pair."""
+
+    bits: float
+    """Pointwise mutual information; below zero where the one makes the other less likely."""
+    error: float
+    """Its standard error."""
+    maps: Mapping[str, np.ndarray[Any, Any]]
+    """Stream of the explained modality -> bits a place, (H, W) or (L,); all of them sum to `bits`."""
+
+
+class UniDiffuser:
+    """A network, a noising process and a codec for every modality."""
+
+    def __init__(
+        self,
+        network: Network,
+        process: str,
+        prediction: Prediction,
+        modalities: Mapping[str, Modality[Any]],
+        *,
+        settings: Settings | None = None,
+        name: str = "unnamed",
+        training: Mapping[str, Any] | None = None,
+        card: str = "",
+        digest: str = "",
+    ) -> None:
+        """
+        Args:
+            network: its streams are those of the modalities.
+            process: a row of `process.PROCESSES`.
+            prediction: what the network's outputs stand for.
+            modalities: name -> codec; a name is a keyword of `sample` and a flag of the command line.
+            settings: how to sample unless told otherwise.
+            name, training, card: what the model says of itself.
+            digest: the sha256 of the files it came from.
+
+        Raises:
+            ValueError: an impossible name, an unknown process, or streams that do not fit the network.
+        """
+        for modality in modalities:
+            if not NAME.fullmatch(modality) or modality in RESERVED:
+                raise ValueError(
+                    f"a modality cannot be called {modality!r}; use small letters, digits and _, no option of sample()"
+                )
+        if process not in PROCESSES:
+            raise ValueError(f"there is no process {process!r}; there are {', '.join(PROCESSES)}")
+        self.name, self.prediction, self.digest = name, prediction, digest
+        self.codecs = Codecs(modalities)
+        self.network = network.requires_grad_(False).eval()
+        self.process_name, self.process = process, PROCESSES[process]()
+        self.settings = settings or Settings()
+        self.training, self.card = dict(training or {}), card
+        expected = {s: tuple(shape) for s, shape in network.config.streams.items()}
+        if self.shapes != expected:
+            raise ValueError(f"the modalities have the streams {self.shapes}, but the network was made for {expected}")
+
+    @classmethod
+    def from_pretrained(cls, model: str | Path, *, device: str | torch.device = "cpu") -> Self:
+        """A saved model: the name of one in the box, or a folder.
+
+        Raises:
+            ModelError: it is missing, damaged, foreign or from a newer version.
+            ValueError: there is no such device.
+        """
+        return cls.from_parts(native.read(box.find(model))).to(device)
+
+    @classmethod
+    def from_parts(cls, parts: Parts) -> Self:
+        """The model of what a checkpoint holds."""
+        return cls(
+            parts.network,
+            parts.process,
+            parts.prediction,
+            parts.modalities,
+            settings=parts.settings,
+            name=parts.name,
+            training=parts.training,
+            card=parts.card,
+            digest=parts.digest,
+        )
+
+    def save(self, folder: str | Path, *, stored: native.Stored = "float32", force: bool = False) -> None:
+        """Write the model to a folder, all or nothing; see `checkpoints.native.write`."""
+        parts = Parts(
+            name=self.name,
+            network=self.network,
+            process=self.process_name,
+            prediction=self.prediction,
+            modalities=self.modalities,
+            settings=self.settings,
+            training=self.training,
+            card=self.card,
+        )
+        native.write(folder, parts, stored=stored, force=force)
+
+    def to(self, device: str | torch.device) -> Self:
+        """Move the network to a device."""
+        try:
+            self.network.to(device)
+        except (RuntimeError, AssertionError) as error:
+            raise ValueError(f"the device {str(device)!r} cannot be used here; 'cpu' always can") from error
+        return self
+
+    @property
+    def modalities(self) -> dict[str, Modality[Any]]:
+        """Name -> codec."""
+        return self.codecs.modalities
+
+    @property
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """Stream -> shape of one sample."""
+        return self.codecs.shapes
+
+    @property
+    def device(self) -> torch.device:
+        """Where the network is."""
+        return next(self.network.parameters()).device
+
+    @property
+    def denoiser(self) -> Denoiser:
+        """The network as a Denoiser whose answer for a sample does not depend on the rest of the batch."""
+        return _Steady(NetworkDenoiser(self.network, self.process, self.prediction))
+
+    def sample(
+        self,
+        *names: str,
+        n: int = 1,
+        seed: int | Sequence[int] | None = None,
+        steps: int | None = None,
+        solver: str | None = None,
+        guidance: Scale | None = None,
+        looseness: Mapping[str, float] | None = None,
+        masks: Mapping[str, Any] | None = None,
+        batch: int = 16,
+        on_step: Progress | None = None,
+        **given: Any,
+    ) -> list[Sample]:
+        """Draw samples of the named modalities given the values of others; all else is ignored.
+
+        Args:
+            names: the modalities to sample.
+            n: how many samples, 1 to 10,000.
+            seed: of the first sample; sample k has seed + k. Or a list of n seeds. Random if absent.
+            steps: solver steps, 1 to 1000. solver: a row of `solvers.SOLVERS`. Absent: as the model's settings say.
+            guidance: a scale (0 = off), a scale per modality, or a whole `Guidance`.
+            looseness: given modality -> the timestep it is held at; 0 (absent) exactly, 1 not at all.
+            masks: modality that is both sampled and given -> where it is to be made (see its codec's `mask`).
+            batch: samples drawn at a time; no effect on them.
+            on_step: progress.
+            given: modality -> one raw value for all samples, or a list of n.
+
+        Returns:
+            n samples with the raw values of what was sampled and given.
+
+        Raises:
+            ValueError: what is asked for makes no sense; the sentence says what would.
+        """
+        n = _whole("n", n, 1, MAX_SAMPLES)
+        batch = _whole("batch", batch, 1, MAX_SAMPLES)
+        seeds = seeds_from(seed, n)
+        values, known = self.codecs.given(names, n, given, masks or {})
+        roles = assign_roles(self.modalities, names, values, looseness)
+        plan = _Plan(roles=roles, settings=self.choose(steps, solver, guidance), given=values, known=known)
+        samples: list[Sample] = []
+        for start in range(0, n, batch):
+            rows = slice(start, min(start + batch, n))
+            done, total = start // batch, -(-n // batch)
+            joint = self._draw(plan, seeds[rows], rows, _counting(on_step, plan.settings.steps, done, total))
+            samples += self._samples(plan, joint, seeds[rows], rows)
+        return samples
+
+    def choose(self, steps: int | None = None, solver: str | None = None, guidance: Scale | None = None) -> Settings:
+        """The model's settings with what the user chose; a guidance scale alone keeps the rest of the model's own."""
+        own = self.settings
+        if guidance is None:
+            guidance = own.guidance
+        elif not isinstance(guidance, Guidance):
+            guidance = replace(own.guidance, scale=guidance)
+        if isinstance(guidance.scale, Mapping):
+            self.codecs.check_names(guidance.scale)
+        steps = _whole("steps", own.steps if steps is None else steps, 1, MAX_STEPS)
+        return replace(own, steps=steps, solver=own.solver if solver is None else solver, guidance=guidance)
+
+    def chain(
+        self, *names: str, n: int = 1, seed: int | None = None, on_step: Progress | None = None, **options: Any
+    ) -> list[list[Sample]]:
+        """Samples fed back as givens: names[0] is given, or sampled alone; each next is sampled given the one before.
+
+            model.chain("text", "image", "text", "image", text="a red circle")      # blocked Gibbs sampling
+
+        Args:
+            names: the links, at least two; neighbours differ.
+            n: how many chains.
+            seed: of the first chain; chain k has seed + k. Every link has a seed of its own made from it.
+            on_step: progress.
+            options: as for `sample`; what else is given stays given at every link.
+
+        Returns:
+            n chains; every link is a sample that holds what was sampled and what it was sampled from.
+
+        Raises:
+            ValueError: as for `sample`, or a sampled value that cannot be given, such as an empty sentence.
+        """
+        if len(names) < 2 or any(a == b for a, b in pairwise(names)):
+            raise ValueError(
+                "a chain needs two or more modalities, neighbours being different, such as: text image text"
+            )
+        self.codecs.check_names(names)
+        seeds = seeds_from(seed, _whole("n", n, 1, MAX_SAMPLES))
+        rest = {name: value for name, value in options.items() if name != names[0]}
+        value = options.get(names[0])
+        # A start that is not given is a link of its own, sampled from nothing.
+        befores = names if value is not None else (None, *names)
+        links: list[list[Sample]] = []
+        for before, name in pairwise(befores):
+            link_seeds = [_link_seed(s, len(links)) for s in seeds]
+            counted = _links_counted(on_step, len(links), len(befores) - 1)
+            given = rest if before is None else rest | {before: value}
+            assert name is not None
+            links.append(self.sample(name, n=n, seed=link_seeds, on_step=counted, **given))
+            value = [sample[name] for sample in links[-1]]
+        return [list(chain) for chain in zip(*links, strict=True)]
+
+    def score(self, of: str, about: str, *, samples: int = 64, seed: int = 0, **given: Any) -> list[Score]:
+        """How many bits one given modality tells about another, by the model's own belief; see `agreement`.
+
+        Args:
+            of: the modality that is explained.
+            about: the one that explains it.
+            samples: noise draws, an even number of at least 4; the error falls with their root.
+            seed: of the first pair.
+            given: both modalities, each one raw value or a list of B.
+
+        Returns:
+            One score a pair.
+        """
+        self.codecs.check_names((of, about))
+        joint = {s: x.to(self.device) for s, x in self.encode(**given).items()}
+        seeds = seeds_from(seed, batch_size(joint))
+        found = pointwise_information(
+            self.denoiser, self.process, self.shapes, joint, of, about, seeds, samples=samples
+        )
+        # A grid's channels are no places: their bits are added up. So are those of the numbers of a token.
+        maps = {s: bits.sum(1 if bits.ndim == 4 else -1).cpu().numpy() for s, bits in found.maps.items()}
+        return [
+            Score(float(found.bits[k]), float(found.error[k]), {s: bits[k] for s, bits in maps.items()})
+            for k in range(len(seeds))
+        ]
+
+    def encode(self, **values: Any) -> Joint:
+        """Raw values, each one or a list of B, as streams: stream -> (B, ...), on the CPU."""
+        return self.codecs.encode(
+            {name: value if isinstance(value, list) else [value] for name, value in values.items()}
+        )
+
+    def decode(self, joint: Joint) -> dict[str, list[Any]]:
+        """Streams as raw values: modality -> B values."""
+        return self.codecs.decode(joint)
+
+    @torch.inference_mode()
+    def predict_noise(self, joint: Joint, timesteps: Mapping[str, Tensor | float]) -> Joint:
+        """The noise the network sees in a noisy joint, whatever its outputs stand for.
+
+        Args:
+            joint: every stream of the model -> (B, ...).
+            timesteps: modality -> one timestep in [0, 1], or (B,).
+
+        Returns:
+            stream -> (B, ...): (x_t - alpha x0) / sigma of the clean estimate x0; 0 where t = 0.
+        """
+        batch = batch_size(joint)
+        sampling.check_streams("the joint", joint, list(self.shapes), self.shapes, batch)
+        xt = {stream: joint[stream].to(self.device, torch.float32) for stream in self.shapes}
+        t = self._checked_timesteps(batch, timesteps)
+        x0 = self.denoiser(xt, t)
+        return {s: self.process.eps_from_x0(x0[s], x, t[modality_of(s)]) for s, x in xt.items()}
+
+    def _draw(self, plan: "_Plan", seeds: list[int], rows: slice, on_step: OnStep | None) -> Joint:
+        """The streams of one batch."""
+        given = self.codecs.encode({name: raws[rows] for name, raws in plan.given.items()})
+        known = {stream: (x[rows], mask[rows]) for stream, (x, mask) in plan.known.items()}
+        settings = plan.settings
+        with torch.inference_mode():
+            return sampling.sample(
+                self.denoiser,
+                self.process,
+                self.shapes,
+                plan.roles,
+                seeds,
+                given=given,
+                known=known,
+                guidance=settings.guidance,
+                solver=settings.solver,
+                steps=settings.steps,
+                grid=settings.grid,
+                end=settings.end,
+                device=self.device,
+                on_step=on_step,
+            )
+
+    def _samples(self, plan: "_Plan", joint: Joint, seeds: list[int], rows: slice) -> list[Sample]:
+        """Raw values of one batch: what was given as it was given, what was sampled decoded."""
+        values = {name: raws[rows] for name, raws in plan.given.items()}
+        values |= self.decode({s: x for s, x in joint.items() if modality_of(s) in plan.roles.sampled})
+        order = [name for name in self.modalities if name in values]
+        return [Sample(seed, {name: values[name][k] for name in order}) for k, seed in enumerate(seeds)]
+
+    def _checked_timesteps(self, batch: int, timesteps: Mapping[str, Tensor | float]) -> dict[str, Tensor]:
+        if set(timesteps) != set(self.modalities):
+            names = ", ".join(timesteps) or "none"
+            raise ValueError(f"there must be timesteps for {', '.join(self.modalities)}, not for {names}")
+        result = {}
+        for name, value in timesteps.items():
+            t = torch.as_tensor(value, dtype=torch.float32, device=self.device)
+            if t.ndim > 1 or (t.ndim == 1 and len(t) != batch) or not bool(((t >= 0) & (t <= 1)).all()):
+                raise ValueError(f"the timesteps of {name!r} must be one number or {batch}, each from 0 to 1")
+            result[name] = t.expand(batch)
+        return result
+
+
+@dataclass(frozen=True)
+class _Steady:
+    """A Denoiser that never sees fewer than two samples.
+
+    On CPUs the convolution of one sample adds up in another order than that of many (measured: 1e-6). From two samples
+    on, every sample of a U-ViT comes out the same to the bit in any batch.
+    """
+
+    denoiser: Denoiser
+
+    def __call__(self, xt: Joint, t: dict[str, Tensor]) -> Joint:
+        if batch_size(xt) > 1:
+            return self.denoiser(xt, t)
+        x0 = self.denoiser(cat_joints([xt, xt]), {name: value.repeat(2) for name, value in t.items()})
+        return {stream: x[:1] for stream, x in x0.items()}
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Plan:
+    """One call of `sample`, checked and complete."""
+
+    roles: Roles
+    settings: Settings
+    given: Mapping[str, list[Any]]
+    known: Known
+
+
+def seeds_from(seed: int | Sequence[int] | None, n: int) -> list[int]:
+    """The seeds of n samples: seed, seed + 1, ...; those of a list; or from a random start on if seed is None."""
+    if isinstance(seed, Sequence):
+        check_seeds(seed)
+        if len(seed) != n:
+            raise ValueError(f"{len(seed)} seeds are given for {n} samples; give one seed, or as many as samples")
+        return list(seed)
+    first = secrets.randbelow(2**32) if seed is None else seed
+    check_seeds([first])
+    if first > MAX_SEED - n + 1:
+        raise ValueError(f"the seeds of {n} samples from {first} on would pass {MAX_SEED}; begin lower")
+    return [first + k for k in range(n)]
+
+
+def _whole(name: str, value: Any, least: int, most: int) -> int:
+    if isinstance(value, bool) or not isinstance(value, int) or not least <= value <= most:
+        raise ValueError(f"{name} must be a whole number from {least} to {most}, not {value!r}")
+    return value
+
+
+def _link_seed(seed: int, link: int) -> int:
+    """The seed of a link, from the seed of its chain."""
+    return int(torch.randint(MAX_SEED, (), generator=generator(seed, "chain", link)))
+
+
+def _links_counted(on_step: Progress | None, link: int, links: int) -> Progress | None:
+    """Count the steps of one link among those of a chain."""
+    if on_step is None:
+        return None
+    return lambda done, total: on_step(link * total + done, links * total)
+
+
+def _counting(on_step: Progress | None, steps: int, done: int, total: int) -> OnStep | None:
+    """Count the steps of batch `done` of `total`."""
+    if on_step is None:
+        return None
+    return lambda step: on_step(steps * done + step.index + 1, steps * total)

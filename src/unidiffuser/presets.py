@@ -1,0 +1,39 @@
+"""Complete runs as typed values, each with the result that it gave. `unidiffuser train NAME --run FOLDER` carries one out."""
+
+from collections.abc import Callable
+
+from unidiffuser.checkpoints import Settings
+from unidiffuser.datasets.scenes import Scenes
+from unidiffuser.guidance import Guidance
+from unidiffuser.networks.autoencoder import AutoEncoderConfig
+from unidiffuser.train import OptimiserSettings, Recipe
+
+ENDLESS = 10_000_000
+"""More scenes than any run here sees; they are drawn on demand."""
+
+
+def scenes() -> Recipe:
+    """The model in the box: 64 x 64 pictures of coloured shapes, and sentences about them."""
+    return Recipe(
+        name="scenes",
+        pairs=Scenes(split="train", length=ENDLESS),
+        fitted_on=4000,
+        text={"length": 20, "width": 16},
+        autoencoder=AutoEncoderConfig(size=64, latent_channels=4, factor=8, width=64, blocks=1),
+        autoencoder_training=OptimiserSettings(
+            steps=4000, batch=32, lr=1.5e-3, warmup=200, cooldown=0.3, ema=0.998, save_every=500, log_every=100
+        ),
+        network={"kind": "uvit", "dim": 256, "depth": 6, "heads": 4, "patch": 2, "norm": "pre"},
+        process="rectified_flow",
+        prediction="x0",
+        space="v",
+        ends=0.15,
+        training=OptimiserSettings(
+            steps=14_000, batch=64, lr=1e-3, muon_lr=0.02, warmup=200, cooldown=0.25, save_every=500
+        ),
+        settings=Settings(steps=25, solver="dpmpp_2m", grid="uniform", guidance=Guidance(scale=1.0)),
+    )
+
+
+PRESETS: dict[str, Callable[[], Recipe]] = {"scenes": scenes}
+"""Every preset by name."""

@@ -1,0 +1,39 @@
+"""A model of pictures and sentences that is small enough for tests: random weights, the vocabulary of the scenes."""
+
+from pathlib import Path
+
+import torch
+
+from unidiffuser import Settings, UniDiffuser
+from unidiffuser.datasets.scenes import grammar
+from unidiffuser.modalities.image import Image
+from unidiffuser.modalities.text import Text
+from unidiffuser.networks.uvit import UViT, UViTConfig
+
+SIZE, LENGTH, WIDTH = 16, 20, 8
+LARGE_CIRCLE = "a large red circle above a small blue square"
+
+
+def tiny_model(seed: int = 0) -> UniDiffuser:
+    """Deterministic in the seed, but for the state of torch's own generator, which it sets."""
+    torch.manual_seed(seed)
+    words = list(grammar.WORDS)
+    captions = [" ".join(words[i : i + 10]) for i in range(0, len(words), 10)]
+    streams = {"image": (3, SIZE, SIZE), "text": (LENGTH, WIDTH)}
+    network = UViT(UViTConfig(streams=streams, dim=32, depth=2, heads=2, patch=8))
+    for parameter in network.parameters():
+        parameter.data.add_(torch.randn_like(parameter), alpha=0.02)
+    return UniDiffuser(
+        network,
+        "cosine",
+        "v",
+        {"image": Image.fit([], size=SIZE), "text": Text.fit(captions, width=WIDTH, length=LENGTH)},
+        settings=Settings(steps=3),
+        name="tiny",
+    )
+
+
+def saved_model(folder: Path, seed: int = 0) -> Path:
+    """The tiny model as a folder."""
+    tiny_model(seed).save(folder)
+    return folder
