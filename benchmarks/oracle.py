@@ -1,4 +1,3 @@
-# ruff: noqa: T201  (a script prints its tables)
 """How far to trust the oracle: what it reads of damaged scenes, and what it refuses of pictures that are no scenes.
 
     python benchmarks/oracle.py [--samples 20000] [--seed 0]

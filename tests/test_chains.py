@@ -63,6 +63,11 @@ def worst_z(found: Joint, truth: Joint) -> float:
     return float(((a.mean(0) - b.mean(0)) / torch.sqrt(a.var(0) / len(a) + b.var(0) / len(b))).abs().max())
 
 
+def test_every_link_of_gibbs_is_given_all_others() -> None:
+    once = [Link(("a",), ("b", "c", "d")), Link(("b", "c"), ("a", "d")), Link(("d",), ("a", "b", "c"))]
+    assert gibbs(["a", ("b", "c"), "d"], rounds=2) == once * 2
+
+
 def test_gibbs_tends_to_the_joint_law_from_any_start() -> None:
     n = 4000
     start = {stream: torch.full((n, *shape), 5.0, dtype=torch.float64) for stream, shape in SHAPES.items()}

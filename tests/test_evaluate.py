@@ -27,8 +27,10 @@ class Fake:
     process: Cosine = field(default_factory=Cosine)
     device: str = "cpu"
     modalities: tuple[str, ...] = ("image", "text")
+    seeds: list[int] = field(default_factory=list)
 
     def sample(self, *names: str, n: int, seed: int, steps: int = 1, **given: Any) -> list[dict[str, Any]]:
+        self.seeds += range(seed, seed + n)
         rows = [{m: v[k] if isinstance(v, list) else v for m, v in given.items()} for k in range(n)]
         return [self._answer(seed + k, row) for k, row in enumerate(rows)]
 
@@ -87,7 +89,9 @@ def test_what_cannot_be_read_is_wrong() -> None:
 def test_the_same_seed_gives_the_same_numbers_in_any_batch() -> None:
     seen: list[tuple[str, int, int]] = []
     a = run(Fake(), progress=lambda *what: seen.append(what))
-    b = evaluate.evaluate_scenes(Fake(), N, seed=SEED, batch=5)  # type: ignore[arg-type]
+    model = Fake()
+    b = evaluate.evaluate_scenes(model, N, seed=SEED, batch=5)  # type: ignore[arg-type]
+    assert len(model.seeds) == len(set(model.seeds)) > 7 * N
     for report in (a, b):
         del report["rows"]["seconds"], report["uses"]
     assert a == b

@@ -1,5 +1,6 @@
 """A model of pictures and sentences that is small enough for tests: random weights, the vocabulary of the scenes."""
 
+from functools import cache
 from pathlib import Path
 
 import torch
@@ -14,20 +15,25 @@ SIZE, LENGTH, WIDTH = 16, 20, 8
 LARGE_CIRCLE = "a large red circle above a small blue square"
 
 
+@cache
+def words() -> Text:
+    """The codec of all words of the scenes; it takes a second to fit, so it is fitted once."""
+    known = list(grammar.WORDS)
+    return Text.fit([" ".join(known[i : i + 10]) for i in range(0, len(known), 10)], width=WIDTH, length=LENGTH)
+
+
 def tiny_model(seed: int = 0) -> UniDiffuser:
     """Deterministic in the seed, but for the state of torch's own generator, which it sets."""
     torch.manual_seed(seed)
-    words = list(grammar.WORDS)
-    captions = [" ".join(words[i : i + 10]) for i in range(0, len(words), 10)]
     streams = {"image": (3, SIZE, SIZE), "text": (LENGTH, WIDTH)}
     network = UViT(UViTConfig(streams=streams, dim=32, depth=2, heads=2, patch=8))
     for parameter in network.parameters():
-        parameter.data.add_(torch.randn_like(parameter), alpha=0.02)
+        parameter.data.add_(torch.randn_like(parameter), alpha=0.2)
     return UniDiffuser(
         network,
         "cosine",
         "v",
-        {"image": Image.fit([], size=SIZE), "text": Text.fit(captions, width=WIDTH, length=LENGTH)},
+        {"image": Image.fit([], size=SIZE), "text": words()},
         settings=Settings(steps=3),
         name="tiny",
     )

@@ -9,7 +9,7 @@ What a verb needs is imported inside it, so that --help need not wait for torch.
 import argparse
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from itertools import groupby
 from pathlib import Path
 from typing import Any
@@ -116,7 +116,11 @@ def train(args: argparse.Namespace, terminal: Terminal) -> int:
         known = f"there are {', '.join(PRESETS)}{flags.guess(args.preset, PRESETS)}"
         raise ValueError(f"there is no preset {args.preset!r}; {known}")
     with terminal.progress("training") as progress:
-        carry_out(PRESETS[args.preset](), Path(args.run), lambda stage, done, total, figures: progress(done, total))
+
+        def show(stage: str, done: int, total: int, figures: Mapping[str, float]) -> None:
+            progress(done, total)
+
+        carry_out(PRESETS[args.preset](), Path(args.run), device=args.device, progress=show)
     final = str(Path(args.run) / "final")
     terminal.answer({"model": final}, [final])
     return 0
@@ -190,7 +194,7 @@ def score_flags(parser: Parser) -> None:
     """The flags of score."""
     flags.add_given(parser)
     parser.flag("--of", metavar="NAME", help="the modality that is explained (default: the picture)")
-    parser.flag("--samples", type=flags.whole, default=64, metavar="N", help="noise draws, even (default: 64)")
+    parser.flag("--samples", type=flags.whole, default=64, metavar="N", help="noise draws (default: 64)")
     parser.flag("--seed", type=flags.whole, help="of the noise (default: 0)")
     parser.flag("--out", metavar="FOLDER", help="write a map of the bits over the picture there")
     parser.flag("--force", action="store_true", help="overwrite files that are there")
@@ -199,9 +203,8 @@ def score_flags(parser: Parser) -> None:
 def train_flags(parser: Parser) -> None:
     """The flags of train."""
     parser.add_argument("preset", help="the name of a recipe; an unknown name lists them")
-    parser.flag(
-        "--out", required=True, metavar="FOLDER", help="the run: checkpoints, metrics, and the model in the end"
-    )
+    parser.flag("--run", required=True, metavar="FOLDER", help="checkpoints, metrics, and in the end the model: final/")
+    parser.flag("--device", default="cpu", help="where to train: cpu, cuda (default: cpu)")
 
 
 def evaluate_flags(parser: Parser) -> None:

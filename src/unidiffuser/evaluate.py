@@ -87,11 +87,8 @@ def evaluate_scenes(
     Raises:
         ValueError: a number out of range, or a model without pictures and sentences.
     """
-    for name, value, low, high in (
-        ("samples", samples, 8, MAX_SAMPLES),
-        ("seed", seed, 0, 2**32 - 1),
-        ("batch", batch, 1, MAX_SAMPLES),
-    ):
+    limits = {"samples": (samples, 8, MAX_SAMPLES), "seed": (seed, 0, 2**32 - 1), "batch": (batch, 1, MAX_SAMPLES)}
+    for name, (value, low, high) in limits.items():
         if not low <= value <= high:
             raise ValueError(f"{name} must lie between {low} and {high}, not {value}")
     missing = {"image", "text"} - set(model.modalities)
@@ -100,9 +97,8 @@ def evaluate_scenes(
             f"scenes are pictures and sentences, but this model has no modality {' and no '.join(missing)}"
         )
     run = _Run(model, samples, seed, batch, dict(settings or {}), progress)
-    rows: dict[str, Any] = {}
-    for measure in (_seen_rows, _heldout_rows, _joint_rows, _marginal_rows, _autoencoder_row, _time_row):
-        rows |= measure(run)
+    rows = _conditional_rows(run, "test", "") | _conditional_rows(run, "heldout", "_heldout")
+    rows |= _joint_rows(run) | _marginal_rows(run) | _autoencoder_row(run) | _time_row(run)
     rows["grammar"] = _pooled([rows[f"grammar_{how}"] for how in ("text_given_image", "text", "joint")])
     promised: dict[str, Any] = {}
     for name, (what, bound, aim) in PROMISES.items():
@@ -158,14 +154,6 @@ class _Tally:
 
     def row(self) -> dict[str, Any]:
         return {**dict(proportion(self.hits, self.n)), "wrong": dict(sorted(self.wrong.items()))}
-
-
-def _seen_rows(run: _Run) -> dict[str, Any]:
-    return _conditional_rows(run, "test", "")
-
-
-def _heldout_rows(run: _Run) -> dict[str, Any]:
-    return _conditional_rows(run, "heldout", "_heldout")
 
 
 def _conditional_rows(run: _Run, split: str, suffix: str) -> dict[str, Any]:
@@ -244,9 +232,8 @@ def _time_row(run: _Run) -> dict[str, Any]:
         start = time.perf_counter()
         run.sample("seconds", range(k, k + 1), "image", text=caption)
         times.append(time.perf_counter() - start)
-    return {
-        "seconds": {"seconds": statistics.median(times[1:]), "n": TIMED_PICTURES, "threads": torch.get_num_threads()}
-    }
+    measured = {"seconds": statistics.median(times[1:]), "n": TIMED_PICTURES, "threads": torch.get_num_threads()}
+    return {"seconds": measured}
 
 
 def _uses(run: _Run) -> dict[str, dict[str, Any]]:
@@ -255,7 +242,7 @@ def _uses(run: _Run) -> dict[str, dict[str, Any]]:
     pixels, captions = run.truth("test").batch(chunk)
     joint = run.model.encode(image=[Image.fromarray(picture) for picture in pixels], text=captions)
     joint = {stream: x.to(run.model.device) for stream, x in joint.items()}
-    return use_of_others(run.model.denoiser, run.model.process, joint, list(chunk), batch=run.batch)
+    return use_of_others(run.model.denoiser, run.model.process, joint, list(chunk))
 
 
 def _said(sentence: str) -> Scene | None:
@@ -281,13 +268,8 @@ def _distance(run: _Run, scenes: Sequence[Scene | None], said: bool) -> dict[str
     truth, law = run.truth("test"), frequencies.law(said)
     true = [_said(str(truth[i]["text"])) if said else truth.facts(i) for i in range(len(scenes))]
     kinds, floors = (dict(total_variation(frequencies.count(each), law)) for each in (scenes, true))
-    return {
-        "distance": kinds.pop("worst"),
-        "floor": floors.pop("worst"),
-        "n": len(scenes),
-        "kinds": kinds,
-        "floors": floors,
-    }
+    distance, floor = kinds.pop("worst"), floors.pop("worst")
+    return {"distance": distance, "floor": floor, "n": len(scenes), "kinds": kinds, "floors": floors}
 
 
 def markdown(report: Mapping[str, Any]) -> str:

@@ -133,20 +133,24 @@ def add_output(parser: Parser) -> None:
 
 
 def load(args: argparse.Namespace, recipe: "Recipe | None" = None) -> "UniDiffuser":
-    """The model that --model names, or the one that made the recipe."""
-    from unidiffuser.checkpoints import box
+    """The model that --model names, or the one in the box that made the recipe."""
+    from unidiffuser.checkpoints import box, native
     from unidiffuser.pipeline import UniDiffuser
 
-    name = args.model or (recipe.model if recipe else "scenes")
-    if recipe and not args.model and name not in box.names():
-        raise ValueError(
-            f"{args.like} was made by the model {name!r}, which is not in the box; give its folder with --model"
-        )
-    model = UniDiffuser.from_pretrained(name, device=args.device)
+    if recipe is None or args.model:
+        model = UniDiffuser.from_pretrained(args.model or "scenes", device=args.device)
+    else:
+        made_it = [n for n in box.names() if native.summary(box.find(n))["sha256"] == recipe.model_sha256]
+        if not made_it:
+            raise ValueError(
+                f"{args.like} was made by the model {recipe.model!r} with the hash {recipe.model_sha256[:10] or 'none'}, "
+                "which is not in the box; give its folder with --model"
+            )
+        model = UniDiffuser.from_pretrained(made_it[0], device=args.device)
     if recipe and recipe.model_sha256 != model.digest:
         raise ValueError(
-            f"{args.like} was made by a model with the hash {recipe.model_sha256[:10] or 'none'}, "
-            f"and {name} has {model.digest[:10]}; give that model's folder with --model"
+            f"{args.like} was made by the model {recipe.model!r} with the hash {recipe.model_sha256[:10] or 'none'}, "
+            f"but {args.model} has {model.digest[:10]}; give that model's folder with --model"
         )
     return model
 

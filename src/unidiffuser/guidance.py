@@ -2,8 +2,8 @@
 
     D_guided = D + s (D - D_weak),   s >= 0, 0 = off                            (Ho & Salimans 2021, their w)
 
-in clean estimates. At equal x_t and t, x0 and eps are affine functions of one another and the two factors 1 + s and -s sum
-to 1, so this is the paper's (1 + s) eps - s eps_weak in clean estimates (UniDiffuser, eq. 9), and finite at alpha = 0.
+in clean estimates. At equal x_t and t, x0 and eps are affine functions of one another, and the factors 1 + s and -s sum
+to 1: so this is the paper's (1 + s) eps - s eps_weak exactly (UniDiffuser, section 4.3), and finite where alpha = 0.
 The other common convention g = s + 1 (1 = off) enters by `Guidance.from_g`.
 
 What is known less in the weak branch of a sampled modality m, by `against`:
@@ -151,13 +151,11 @@ def _weak_branches(roles: Roles, guidance: Guidance) -> list[_Weak]:
 def _active(branches: list[_Weak], guidance: Guidance, t: dict[str, Tensor]) -> list[_Weak]:
     """The branches that can make a difference at these timesteps."""
     low, high = guidance.interval
-    levels = dict(zip(t, torch.stack(list(t.values())).tolist(), strict=True))
-    return [
-        branch
-        for branch in branches
-        if any(low <= level <= high and level > 0 for m in branch.guides for level in levels[m])
-        and any(level < 1 for m in branch.removes for level in levels[m])
-    ]
+    levels = torch.stack(list(t.values()))  # (M, B)
+    acts = ((levels >= low) & (levels <= high) & (levels > 0)).any(1)
+    says = (levels < 1).any(1)
+    acting, saying = (dict(zip(t, row, strict=True)) for row in torch.stack([acts, says]).tolist())
+    return [b for b in branches if any(acting[m] for m in b.guides) and any(saying[m] for m in b.removes)]
 
 
 def _scales(guidance: Guidance, modality: str, t: Tensor) -> Tensor:

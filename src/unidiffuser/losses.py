@@ -2,8 +2,9 @@
 
     L = sum over streams s of  w_s  mean || prediction_s - target_s ||^2                    (UniDiffuser, eq. 7)
 
-with the error measured in the space of eps, v or x0 whatever the network puts out (for a network that puts out x0, the v-error is
-the x0-error times (a alpha / sigma + b)^2). A stream at t = 0 exactly is given: there is nothing to predict, and it does not count.
+with the error measured in the space of eps, v or x0 whatever the network puts out (for a network that puts out x0,
+the v-error is the x0-error times (a alpha / sigma + b)^2). A stream at t = 0 exactly is given: there is nothing to
+predict, and it does not count.
 
 This file knows nothing of optimisers, data or codecs.
 """
@@ -30,11 +31,11 @@ class Objective:
     space: Prediction = "eps"
     """Where the error is measured."""
     weights: Mapping[str, float] = field(default_factory=dict)
-    """Stream -> weight; 1 where absent, so that every stream's mean squared error counts alike, however many numbers it has."""
+    """Stream -> weight; 1 where absent: the mean squared error of every stream counts alike, whatever its size."""
     ends: float = 0.1
     """The probability with which a modality's timestep is exactly 0, and exactly 1 (see `timesteps.draw_timesteps`)."""
     max_scale: float = 4.0
-    """Upper bound of the factor from the prediction's error to the error in `space`, which is infinite towards t = 0."""
+    """Upper bound of the factor from the prediction's error to the error in `space`, infinite towards t = 0."""
 
 
 def denoising_loss(
@@ -44,7 +45,8 @@ def denoising_loss(
 
     Args:
         x0: clean joint, stream -> (B, ...).
-        generator: CPU generator; the only source of randomness (timesteps first, then noise, in the order of the streams).
+        generator: CPU generator; the only source of randomness (timesteps first, then noise, in the order of the
+        streams).
 
     Returns:
         The loss, a scalar, and the mean error of every stream, detached.

@@ -64,7 +64,9 @@ class GaussianMixture:
     def sample(self, n: int, generator: torch.Generator) -> Joint:
         """n clean samples, stream -> (n, *shape), float64."""
         k = torch.multinomial(self.weights, n, replacement=True, generator=generator)
-        eps = {s: torch.randn(mean[k].shape, generator=generator, dtype=torch.float64) for s, mean in self.means.items()}
+        eps = {
+            s: torch.randn(mean[k].shape, generator=generator, dtype=torch.float64) for s, mean in self.means.items()
+        }
         return {s: mean[k] + self.stds[s][k] * eps[s] for s, mean in self.means.items()}
 
     def marginal(self, streams: Iterable[str]) -> "GaussianMixture":

@@ -23,13 +23,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from unidiffuser import sampling
+from unidiffuser import chains, sampling
 from unidiffuser.agreement import pointwise_information
 from unidiffuser.checkpoints import NAME, Parts, Settings, box, native
 from unidiffuser.codecs import Codecs, Known
 from unidiffuser.denoiser import Denoiser, NetworkDenoiser
 from unidiffuser.guidance import Guidance
-from unidiffuser.joint import MAX_SEED, Joint, batch_size, cat_joints, check_seeds, generator, modality_of
+from unidiffuser.joint import MAX_SEED, Joint, batch_size, cat_joints, check_seeds, modality_of
 from unidiffuser.modalities import Modality
 from unidiffuser.networks import Network
 from unidiffuser.process import PROCESSES, Prediction
@@ -240,9 +240,11 @@ class UniDiffuser:
         if guidance is None:
             guidance = own.guidance
         elif not isinstance(guidance, Guidance):
+            for scale in guidance.values() if isinstance(guidance, Mapping) else [guidance]:
+                if isinstance(scale, bool) or not isinstance(scale, int | float):
+                    raise ValueError(f"a guidance scale must be a number, not {scale!r}")
             guidance = replace(own.guidance, scale=guidance)
-        if isinstance(guidance.scale, Mapping):
-            self.codecs.check_names(guidance.scale)
+        self.codecs.check_names(guidance.scale if isinstance(guidance.scale, Mapping) else ())
         steps = _whole("steps", own.steps if steps is None else steps, 1, MAX_STEPS)
         return replace(own, steps=steps, solver=own.solver if solver is None else solver, guidance=guidance)
 
@@ -266,11 +268,8 @@ class UniDiffuser:
         Raises:
             ValueError: as for `sample`, or a sampled value that cannot be given, such as an empty sentence.
         """
-        if len(names) < 2 or any(a == b for a, b in pairwise(names)):
-            raise ValueError(
-                "a chain needs two or more modalities, neighbours being different, such as: text image text"
-            )
         self.codecs.check_names(names)
+        chains.relay(names)  # raises unless the names make a chain
         seeds = seeds_from(seed, _whole("n", n, 1, MAX_SAMPLES))
         rest = {name: value for name, value in options.items() if name != names[0]}
         value = options.get(names[0])
@@ -278,13 +277,52 @@ class UniDiffuser:
         befores = names if value is not None else (None, *names)
         links: list[list[Sample]] = []
         for before, name in pairwise(befores):
-            link_seeds = [_link_seed(s, len(links)) for s in seeds]
             counted = _links_counted(on_step, len(links), len(befores) - 1)
             given = rest if before is None else rest | {before: value}
             assert name is not None
+            link_seeds = chains.link_seeds(seeds, len(links))
             links.append(self.sample(name, n=n, seed=link_seeds, on_step=counted, **given))
             value = [sample[name] for sample in links[-1]]
         return [list(chain) for chain in zip(*links, strict=True)]
+
+    def interpolate(
+        self,
+        first: Mapping[str, Any],
+        second: Mapping[str, Any],
+        *of: str,
+        frames: int = 8,
+        seed: int = 0,
+        steps: int = 50,
+    ) -> list[Sample]:
+        """The way from one picture, sentence or pair to another, by inversion; see `chains.interpolate`.
+
+        Args:
+            first, second: modality -> raw value, of both ends.
+            of: the modalities to go between; all that the ends hold if none is named. What else the ends hold is given.
+            frames: how many samples, both ends among them, 2 to 1000.
+            seed: matters only for what is ignored.
+            steps: of the inversion, and as many back.
+
+        Returns:
+            One sample a frame. The ends come back up to the solver's error.
+        """
+        frames = _whole("frames", frames, 2, MAX_STEPS)
+        a, b = ({s: x.to(self.device) for s, x in self.encode(**end).items()} for end in (first, second))
+        fractions = [k / (frames - 1) for k in range(frames)]
+        joints = chains.interpolate(
+            self.denoiser,
+            self.process,
+            self.shapes,
+            a,
+            b,
+            of or tuple(first),
+            fractions,
+            seeds_from(seed, 1),
+            steps=_whole("steps", steps, 1, MAX_STEPS),
+            device=self.device,
+        )
+        values = [{name: raws[0] for name, raws in self.decode(joint).items()} for joint in joints]
+        return [Sample(seed, value) for value in values]
 
     def score(self, of: str, about: str, *, samples: int = 64, seed: int = 0, **given: Any) -> list[Score]:
         """How many bits one given modality tells about another, by the model's own belief; see `agreement`.
@@ -292,7 +330,7 @@ class UniDiffuser:
         Args:
             of: the modality that is explained.
             about: the one that explains it.
-            samples: noise draws, an even number of at least 4; the error falls with their root.
+            samples: noise draws, 2 or more; the error falls with their root.
             seed: of the first pair.
             given: both modalities, each one raw value or a list of B.
 
@@ -428,11 +466,6 @@ def _whole(name: str, value: Any, least: int, most: int) -> int:
     if isinstance(value, bool) or not isinstance(value, int) or not least <= value <= most:
         raise ValueError(f"{name} must be a whole number from {least} to {most}, not {value!r}")
     return value
-
-
-def _link_seed(seed: int, link: int) -> int:
-    """The seed of a link, from the seed of its chain."""
-    return int(torch.randint(MAX_SEED, (), generator=generator(seed, "chain", link)))
 
 
 def _links_counted(on_step: Progress | None, link: int, links: int) -> Progress | None:

@@ -1,4 +1,6 @@
-"""Complete runs as typed values, each with the result that it gave. `unidiffuser train NAME --run FOLDER` carries one out."""
+"""Complete runs as typed values, each with the result that it gave. `unidiffuser train NAME --run FOLDER` carries
+one out.
+"""
 
 from collections.abc import Callable
 

@@ -7,8 +7,8 @@ A process is the two functions alpha and sigma; every conversion is derived from
     v = a eps - b x0,   (a, b) = (alpha, sigma) for a variance-preserving process (Salimans & Ho 2022, eq. 8),
                         (a, b) = (1, 1) for the straight path of rectified flow (Liu et al. 2022, eq. 1),
 
-so that x0 = (a x_t - sigma v) / (a alpha + b sigma), whose denominator never vanishes: v is safe at both ends. The noise
-is undefined at sigma = 0 and the data at alpha = 0 (0/0); there, and only there, this file answers with the
+so that x0 = (a x_t - sigma v) / (a alpha + b sigma), whose denominator never vanishes: v is safe at both ends. The
+noise is undefined at sigma = 0 and the data at alpha = 0 (0/0); there, and only there, this file answers with the
 mean of a standardised variable, 0, and never with an infinity.
 
 This file knows nothing of modalities, networks or solvers.
@@ -192,7 +192,9 @@ class Linear(VariancePreserving):
 
 @dataclass(frozen=True)
 class Cosine(Process):
-    """alpha = cos(pi t / 2), sigma = sin(pi t / 2): the cosine schedule of Nichol & Dhariwal 2021 without its offset."""
+    """alpha = cos(pi t / 2), sigma = sin(pi t / 2): the cosine schedule of Nichol & Dhariwal 2021 without its
+    offset.
+    """
 
     def alpha(self, t: Tensor) -> Tensor:
         # cos(pi / 2) is 6e-17 in floating point; the end must be exact.

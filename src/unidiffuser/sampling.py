@@ -279,9 +279,7 @@ class _Setting:
         held = self.held()
         guide = guided(self.denoiser, self.roles, self.guidance, pure_noise, self.empty)
         tensors = {m: t.to(self.device, self.dtype) for m, t in timesteps.items()}
-        still = {
-            m: torch.full((batch,), t, device=self.device, dtype=self.dtype) for m, t in self.roles.held.items()
-        }
+        still = {m: torch.full((batch,), t, device=self.device, dtype=self.dtype) for m, t in self.roles.held.items()}
 
         def evaluate(x: Joint, node: int) -> Joint:
             present = (pure_noise() if self.roles.ignored else {}) | held | x

@@ -50,6 +50,15 @@ class Levels:
         h = self.h(i)
         return math.isfinite(h) and h != 0
 
+    def rests(self, i: int) -> bool:
+        """Whether nothing changes in the step from node i."""
+        return self.alpha[i + 1] == self.alpha[i] and self.sigma[i + 1] == self.sigma[i]
+
+    def journey(self) -> tuple[int, int]:
+        """The nodes at which it first leaves and last arrives."""
+        moving = [i for i in range(len(self.alpha) - 1) if not self.rests(i)]
+        return moving[0], moving[-1] + 1
+
     def run(self, i: int, limit: int) -> int:
         """How many smooth steps in a row end at node i, counted up to the limit."""
         count = 0
@@ -191,14 +200,14 @@ def dpm_single_3(flow: Flow, state: State) -> State:
     """Groups of three steps that each start anew, and a last one of 2 and 1, of 1, or of 2 (DPM-Solver++, "fast" form).
 
     One evaluation a step. Inside a group D is built from the group's own nodes. The released UniDiffuser samples with
-    this, 50 steps, on the uniform grid from t = 1 to 1/1000. The order is 3 where steps % 3 == 2: a lone last step is of
-    order 1.
+    this, 50 steps, on the uniform grid from t = 1 to 1/1000. The order is 3 where steps % 3 == 2; a lone last step is
+    of order 1.
     """
     i, x0 = state.node, flow.evaluate(state.x, state.node)
-    start, stop = _group(i, flow.steps)
     points = (Point(state.x, x0), *state.past)
 
     def rule(stream: str, v: Levels) -> Tensor:
+        start, stop = _group(i, *v.journey())
         anchor = i - v.run(i, min(i - start, len(state.past))) if v.smooth(i) else i
         origin = points[i - anchor]
         if anchor == i:
@@ -213,14 +222,15 @@ def dpm_single_3(flow: Flow, state: State) -> State:
     return _next(state, flow.update(state.x, rule), points[0])
 
 
-def _group(i: int, steps: int) -> tuple[int, int]:
-    """First and last node of the group of steps that step i belongs to: 3, 3, ..., then 2 and 1, or 1, or 2."""
-    rest = 3 if steps % 3 == 0 else steps % 3
-    if i < steps - rest:
-        return i - i % 3, i - i % 3 + 3
+def _group(i: int, first: int, last: int) -> tuple[int, int]:
+    """First and last node of the group that step i belongs to: groups of 3, 3, ..., then 2 and 1, or 1, or 2."""
+    rest = (last - first) % 3 or 3
+    if i < last - rest:
+        start = i - (i - first) % 3
+        return start, start + 3
     if rest == 3:
-        return (steps - 3, steps - 1) if i < steps - 1 else (steps - 1, steps)
-    return steps - rest, steps
+        return (last - 3, last - 1) if i < last - 1 else (last - 1, last)
+    return last - rest, last
 
 
 def unipc(flow: Flow, state: State) -> State:
@@ -274,7 +284,7 @@ def _reverse_sde(flow: Flow, state: State, order: int) -> State:
 
     def rule(stream: str, v: Levels) -> Tensor:
         x, d = state.x[stream], x0[stream]
-        if v.alpha[i + 1] == v.alpha[i] and v.sigma[i + 1] == v.sigma[i]:
+        if v.rests(i):
             return x
         ratio = v.sigma[i + 1] / v.sigma[i]
         keep = ratio * v.alpha[i] / v.alpha[i + 1]  # e^-h
@@ -309,7 +319,7 @@ SOLVERS: dict[str, Solver] = {
     "dpm_single_3": Solver(step=dpm_single_3, order=3),
     "unipc": Solver(step=unipc, order=3),
     "ancestral": Solver(step=ancestral, order=1, stochastic=True),
-    "sde_dpmpp_2m": Solver(step=sde_dpmpp_2m, order=1, stochastic=True),
+    "sde_dpmpp_2m": Solver(step=sde_dpmpp_2m, order=2, stochastic=True),
 }
 """Every solver by name. Euler's method is "ddim": for a Denoiser the two are the same."""
 

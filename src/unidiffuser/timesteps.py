@@ -85,7 +85,8 @@ def assign_roles(
 def draw_timesteps(
     modalities: Iterable[str], batch: int, generator: torch.Generator, *, ends: float = 0.1
 ) -> dict[str, Tensor]:
-    """The training draw: for every modality independently, t ~ U(0, 1), and exactly 0 or 1 with probability `ends` each.
+    """The training draw: for every modality independently, t ~ U(0, 1), and exactly 0 or 1 with probability `ends`
+    each.
 
     Args:
         modalities: names, in a fixed order (the order fixes the random stream).

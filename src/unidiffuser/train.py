@@ -1,18 +1,15 @@
-"""Training: the loop over optimiser steps, for a joint model and for the autoencoder of a picture codec.
+"""Training: from a recipe to a saved model, codecs first, then the network.
 
-    fit(loss_of, model, settings, folder)      the loop: learning rate, averaging, checkpoints, exact resume
-    train(preset, folder)                      codecs first, then the network, then a saved model
+    train(recipe, folder)
 
-Nothing random is kept between steps: the data and the noise of step k are functions of (seed, k) alone, so a run that was stopped and one that
-went straight through see the same numbers. The loop knows nothing of modalities or losses: it is handed a function of the step.
+The data, the timesteps and the noise of step k are functions of (seed, k) alone, so the same call on the same folder
+goes on where it was stopped and ends in the same bits. The loop itself is in `optimise`.
 """
 
 import json
-import logging
 import math
 import signal
-import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
@@ -20,62 +17,29 @@ from typing import Any, Protocol
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from unidiffuser.checkpoints import Settings
-from unidiffuser.checkpoints import training as checkpoints
-from unidiffuser.joint import Joint, generator
+from unidiffuser.joint import Joint, generator, map_joint
 from unidiffuser.losses import Objective, denoising_loss
 from unidiffuser.modalities import Modality
 from unidiffuser.modalities.image import Image
 from unidiffuser.modalities.text import Text
 from unidiffuser.networks import Network, build
 from unidiffuser.networks.autoencoder import AutoEncoder, AutoEncoderConfig
+from unidiffuser.optimise import OptimiserSettings, fit
 from unidiffuser.pipeline import UniDiffuser
 from unidiffuser.process import PROCESSES, Prediction
 
-log = logging.getLogger(__name__)
+Progress = Callable[[str, int, int, Mapping[str, float]], None]
+"""Told (stage, step, steps, the last figures)."""
+
+Follow = Callable[[int, Mapping[str, float]], None]
+"""Told (step, the last figures) of one stage."""
 
 STATISTICS = 20
 """The autoencoder's latents are standardised over the pictures of its last so many steps."""
-
-MAX_BAD_STEPS = 10
-"""So many steps in a row without a finite gradient stop a run."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class OptimiserSettings:
-    """How a model is optimised."""
-
-    steps: int
-    """Optimiser steps in all."""
-    batch: int
-    """Samples a step."""
-    lr: float = 1e-3
-    """Peak learning rate of AdamW."""
-    muon_lr: float = 0.0
-    """Peak learning rate of Muon for the weight matrices of the hidden layers; 0: AdamW for these too."""
-    warmup: int = 200
-    """Steps of linear warm-up."""
-    cooldown: float = 0.2
-    """Share of the steps, at the end, over which the rate falls linearly to 0."""
-    weight_decay: float = 0.01
-    """Decoupled weight decay."""
-    betas: tuple[float, float] = (0.9, 0.99)
-    """AdamW's moments."""
-    ema: float = 0.9995
-    """Decay a step of the averaged weights, which are the ones that are kept; shorter while the run is young."""
-    clip: float = 1.0
-    """Largest norm of the gradient."""
-    autocast: bool = True
-    """Matrix products in bfloat16."""
-    save_every: int = 1000
-    """Steps between checkpoints."""
-    log_every: int = 50
-    """Steps between lines of metrics.jsonl."""
-    seed: int = 0
-    """Of the weights, the data order, the timesteps and the noise."""
 
 
 class Pairs(Protocol):
@@ -117,14 +81,13 @@ class Recipe:
     """How the finished model is sampled unless the user says otherwise."""
 
 
-def train(
-    recipe: Recipe, run: Path, progress: Callable[[str, int, int, Mapping[str, float]], None] | None = None
-) -> UniDiffuser:
+def train(recipe: Recipe, run: Path, *, device: str = "cpu", progress: Progress | None = None) -> UniDiffuser:
     """Carry out a recipe, going on from what the run folder holds, and save the model as RUN/final.
 
     Args:
         recipe: the run.
         run: RUN/autoencoder and RUN/network hold the checkpoints and metrics.jsonl of the two stages.
+        device: where to compute.
         progress: called with (stage, step, steps, figures).
 
     Returns:
@@ -136,40 +99,41 @@ def train(
     """
     _claim(run, recipe)
     torch.manual_seed(recipe.training.seed)
-    stage = partial(_stage, progress)
-    autoencoder = _trained_autoencoder(recipe, run, stage("autoencoder", recipe.autoencoder_training))
+    autoencoder = _trained_autoencoder(recipe, run, device, progress)
     modalities = _codecs(recipe, autoencoder)
-    streams = {name: codec.streams[""] for name, codec in modalities.items()}
-    network = build({**recipe.network, "streams": streams})
-    settings = recipe.training
-    batches = Batches(recipe.pairs, settings.batch, settings.seed, partial(_encode, modalities))
-    process = PROCESSES[recipe.process]()
-    objective = Objective(process=process, prediction=recipe.prediction, space=recipe.space, ends=recipe.ends)
-    follow = stage("network", settings)
-    fit_network(
-        network, partial(batches.from_step, steps=settings.steps), objective, settings, run / "network", progress=follow
-    )
-    described = _describe(recipe)
+    network = _trained_network(recipe, run, modalities, device, progress)
     model = UniDiffuser(
-        network,
+        network.cpu(),
         recipe.process,
         recipe.prediction,
         modalities,
         settings=recipe.settings,
         name=recipe.name,
-        training=described,
+        training=_describe(recipe),
     )
     model.save(run / "final", force=True)
     return model
 
 
-def _trained_autoencoder(
-    recipe: Recipe, run: Path, progress: Callable[[int, Mapping[str, float]], None] | None
-) -> AutoEncoder:
+def _trained_autoencoder(recipe: Recipe, run: Path, device: str, progress: Progress | None) -> AutoEncoder:
     settings = recipe.autoencoder_training
-    batches = Batches(recipe.pairs, settings.batch, settings.seed, _pixels)
-    pictures = partial(batches.from_step, steps=settings.steps)
-    return fit_autoencoder(AutoEncoder(recipe.autoencoder), pictures, settings, run / "autoencoder", progress=progress)
+    batches = Batches(recipe.pairs, settings.batch, settings.seed, _pixels, device)
+    autoencoder = AutoEncoder(recipe.autoencoder).to(device)
+    follow = _stage(progress, "autoencoder", settings)
+    return fit_autoencoder(autoencoder, batches, settings, run / "autoencoder", progress=follow).cpu()
+
+
+def _trained_network(
+    recipe: Recipe, run: Path, modalities: Mapping[str, Modality[Any]], device: str, progress: Progress | None
+) -> Network:
+    settings = recipe.training
+    streams = {name: codec.streams[""] for name, codec in modalities.items()}
+    network = build({**recipe.network, "streams": streams}).to(device)
+    batches = Batches(recipe.pairs, settings.batch, settings.seed, partial(_encode, modalities), device)
+    process = PROCESSES[recipe.process]()
+    objective = Objective(process=process, prediction=recipe.prediction, space=recipe.space, ends=recipe.ends)
+    follow = _stage(progress, "network", settings)
+    return fit_network(network, batches, objective, settings, run / "network", progress=follow)
 
 
 def _codecs(recipe: Recipe, autoencoder: AutoEncoder) -> dict[str, Modality[Any]]:
@@ -179,9 +143,10 @@ def _codecs(recipe: Recipe, autoencoder: AutoEncoder) -> dict[str, Modality[Any]
     return {"image": image, "text": Text.fit((pair["text"] for pair in first), **recipe.text)}
 
 
-def _pixels(pairs: Sequence[Mapping[str, Any]]) -> Tensor:
+def _pixels(pairs: Sequence[Mapping[str, Any]]) -> Joint:
     """Pictures -> (B, C, S, S) in [-1, 1]."""
-    return torch.from_numpy(np.stack([np.asarray(pair["image"]) for pair in pairs])).permute(0, 3, 1, 2) / 127.5 - 1
+    pixels = torch.from_numpy(np.stack([np.asarray(pair["image"]) for pair in pairs]))
+    return {"image": pixels.permute(0, 3, 1, 2) / 127.5 - 1}
 
 
 def _encode(modalities: Mapping[str, Modality[Any]], pairs: Sequence[Mapping[str, Any]]) -> Joint:
@@ -190,9 +155,7 @@ def _encode(modalities: Mapping[str, Modality[Any]], pairs: Sequence[Mapping[str
         return {name: codec.encode([pair[name] for pair in pairs])[""].clone() for name, codec in modalities.items()}
 
 
-def _stage(
-    progress: Callable[[str, int, int, Mapping[str, float]], None] | None, stage: str, settings: OptimiserSettings
-) -> Callable[[int, Mapping[str, float]], None] | None:
+def _stage(progress: Progress | None, stage: str, settings: OptimiserSettings) -> Follow | None:
     return None if progress is None else lambda step, figures: progress(stage, step, settings.steps, figures)
 
 
@@ -203,15 +166,15 @@ def _describe(recipe: Recipe) -> dict[str, Any]:
 
 
 def _claim(run: Path, recipe: Recipe) -> None:
-    """Write the recipe into a new run folder; refuse one that belongs to another recipe. More steps are no other recipe."""
+    """Write the recipe into a new run folder; refuse a folder of another recipe (more steps are no other recipe)."""
     described = _describe(recipe)
     file = run / "recipe.json"
     if file.exists():
-        before = json.loads(file.read_text(encoding="utf-8"))
-        differing = [k for k in described if _settled(described)[k] != _settled(before).get(k)]
-        if differing:
+        mine, before = _settled(described), _settled(json.loads(file.read_text(encoding="utf-8")))
+        if differing := [k for k in mine if mine[k] != before.get(k)]:
+            names = ", ".join(differing)
             raise ValueError(
-                f"{run} holds a run with another {', '.join(differing)}; choose another folder, or the settings in {file}"
+                f"{run} holds a run with another {names}; choose another folder, or the settings of {file}"
             )
     run.mkdir(parents=True, exist_ok=True)
     file.write_text(json.dumps(described, indent=1), encoding="utf-8")
@@ -227,84 +190,32 @@ def _settled(described: Mapping[str, Any]) -> dict[str, Any]:
     return {k: v for k, v in settled.items() if k != "settings"}
 
 
-def fit(
-    model: nn.Module,
-    loss_of: Callable[[int], tuple[Tensor, Mapping[str, Tensor]]],
-    settings: OptimiserSettings,
-    folder: Path,
-    progress: Callable[[int, Mapping[str, float]], None] | None = None,
-) -> dict[str, Tensor]:
-    """Optimise a model until `settings.steps`, going on from the folder's newest whole checkpoint.
-
-    Args:
-        model: its weights are changed.
-        loss_of: step -> (loss, named parts to log). It must depend on the step and the weights alone.
-        folder: where checkpoints/ and metrics.jsonl lie.
-        progress: called with the step and the last logged figures.
-
-    Returns:
-        The averaged weights.
-
-    Raises:
-        RuntimeError: the loss or its gradient stayed non-finite. SystemExit 143, KeyboardInterrupt: after a checkpoint was saved.
-    """
-    optimisers = _optimisers(model, settings)
-    average = {name: p.detach().clone() for name, p in model.named_parameters()}
-    first = _resume(folder, model, average, optimisers)
-    started, bad = time.monotonic(), 0
-    with _Signals() as signals, open(folder / "metrics.jsonl", "a", encoding="utf-8") as metrics:
-        for step in range(first, settings.steps):
-            loss, parts = loss_of(step)
-            loss.backward()
-            norm = nn.utils.clip_grad_norm_(model.parameters(), settings.clip)
-            bad = 0 if math.isfinite(norm.item()) else bad + 1
-            if bad > MAX_BAD_STEPS:
-                raise RuntimeError(
-                    f"the loss was not finite in {bad} steps in a row, the last one {step}; lower the learning rate"
-                )
-            if not bad:
-                _update(optimisers, _rate(step, settings))
-                _average(average, model, min(settings.ema, 1 - 1 / (step + 2)))
-            model.zero_grad(set_to_none=True)
-            done = step + 1
-            if done % settings.log_every == 0:
-                speed = (done - first) * settings.batch / (time.monotonic() - started)
-                figures = {"loss": loss.item(), "grad_norm": norm.item(), **{k: v.item() for k, v in parts.items()}}
-                _write_line(metrics, {"step": done, **figures, "samples_per_second": round(speed, 1)})
-                if progress:
-                    progress(done, figures)
-            if done % settings.save_every == 0 or done == settings.steps or signals.received:
-                checkpoints.save(folder, done, _state(model, average, optimisers))
-            signals.leave_if_asked()
-    return average
-
-
 def fit_autoencoder(
     autoencoder: AutoEncoder,
-    pictures: Callable[[int], Iterable[Tensor]],
+    pictures: "Batches",
     settings: OptimiserSettings,
     folder: Path,
     *,
     noise: float = 0.1,
-    progress: Callable[[int, Mapping[str, float]], None] | None = None,
+    progress: Follow | None = None,
 ) -> AutoEncoder:
     """Train an autoencoder to give pictures back from standardised latents with a little noise on them.
 
-        loss = mean |x - y| + mean (x - y)^2,   y = D(z + noise * eps),   z = E(x) standardised per channel over the batch
+        loss = mean |x - y| + mean (x - y)^2,   y = D(z + noise * eps),   z = E(x) standardised over the batch
 
     The noise makes the decoder smooth: latents that diffusion gets slightly wrong still decode to the right picture.
 
     Args:
-        pictures: first step -> batches (B, C, S, S) in [-1, 1], one a step.
+        pictures: joints of one stream "image", (B, C, S, S) in [-1, 1].
 
     Returns:
         The same autoencoder with its averaged weights.
     """
-    batches = _following(pictures)
-    autoencoder.train().to(memory_format=torch.channels_last)
+    following = pictures.following(settings.steps)
+    autoencoder.train()
 
     def loss_of(step: int) -> tuple[Tensor, dict[str, Tensor]]:
-        x = batches(step)
+        x = following(step)["image"]
         with torch.autocast(x.device.type, torch.bfloat16, enabled=settings.autocast):
             z = autoencoder.encode(x)
             z = (z - z.mean((0, 2, 3), keepdim=True)) / (z.std((0, 2, 3), keepdim=True) + 1e-4)
@@ -315,41 +226,36 @@ def fit_autoencoder(
 
     average = fit(autoencoder, loss_of, settings, folder, progress)
     autoencoder.load_state_dict(average, strict=False)
-    z = _latents(autoencoder, pictures(settings.steps - STATISTICS))
+    last = pictures.from_step(max(settings.steps - STATISTICS, 0), settings.steps)
+    with torch.inference_mode():
+        z = torch.cat([autoencoder.encode(x["image"]) for x in last])
     autoencoder.standardise(z.mean((0, 2, 3)), z.std((0, 2, 3)))
     return autoencoder.eval()
 
 
-@torch.inference_mode()
-def _latents(autoencoder: AutoEncoder, batches: Iterable[Tensor]) -> Tensor:
-    """The latents of some batches, (n B, c, h, w)."""
-    return torch.cat([autoencoder.encode(x) for x in batches])
-
-
 def fit_network(
     network: Network,
-    latents: Callable[[int], Iterable[Joint]],
+    latents: "Batches",
     objective: Objective,
     settings: OptimiserSettings,
     folder: Path,
     *,
-    progress: Callable[[int, Mapping[str, float]], None] | None = None,
+    progress: Follow | None = None,
 ) -> Network:
     """Train a network on the joint of clean latents.
 
     Args:
-        latents: first step -> joints, stream -> (B, ...), one a step.
+        latents: joints of clean streams.
 
     Returns:
         The same network with its averaged weights.
     """
-    batches = _following(latents)
+    following = latents.following(settings.steps)
     network.train()
 
     def loss_of(step: int) -> tuple[Tensor, Mapping[str, Tensor]]:
-        x0 = batches(step)
-        device = next(iter(x0.values())).device.type
-        with torch.autocast(device, torch.bfloat16, enabled=settings.autocast):
+        x0 = following(step)
+        with torch.autocast(latents.device.type, torch.bfloat16, enabled=settings.autocast):
             return denoising_loss(objective, network, x0, generator(settings.seed, "noise", step))
 
     average = fit(network, loss_of, settings, folder, progress)
@@ -357,20 +263,27 @@ def fit_network(
     return network.eval()
 
 
-class Batches(Dataset[Any]):
+class Batches(Dataset[Joint]):
     """Batch k of a data set as a function of (seed, k) alone, made in a loader process.
 
     A data set of N samples is gone through in a new order every epoch.
     """
 
     def __init__(
-        self, pairs: Pairs, batch: int, seed: int, encode: Callable[[Sequence[Mapping[str, Any]]], Any]
+        self,
+        pairs: Pairs,
+        batch: int,
+        seed: int,
+        encode: Callable[[Sequence[Mapping[str, Any]]], Joint],
+        device: str = "cpu",
     ) -> None:
+        """pairs: the data. encode: the raw pairs of a batch -> a joint. device: where the batches go."""
         if len(pairs) < 1:
             raise ValueError("the data set is empty; training needs at least one sample")
         self.pairs, self.batch, self.seed, self.encode = pairs, batch, seed, encode
+        self.device = torch.device(device)
 
-    def __getitem__(self, step: int) -> Any:
+    def __getitem__(self, step: int) -> Joint:
         return self.encode([self.pairs[i] for i in self.indices(step)])
 
     def indices(self, step: int) -> list[int]:
@@ -390,134 +303,26 @@ class Batches(Dataset[Any]):
             a += 1
         return (a * position + b) % n
 
-    def from_step(self, step: int, steps: int, workers: int = 1) -> Iterator[Any]:
-        """The batches of steps step, ..., steps - 1, drawn ahead by loader processes."""
+    def from_step(self, step: int, steps: int) -> Iterator[Joint]:
+        """The batches of steps step, ..., steps - 1, drawn ahead by a loader process."""
         loader = DataLoader(
-            self, batch_size=None, sampler=range(step, steps), num_workers=workers, worker_init_fn=_deaf
+            self, batch_size=None, sampler=range(step, steps), num_workers=1, prefetch_factor=4, worker_init_fn=_deaf
         )
-        return iter(loader)
+        return (map_joint(lambda x: x.to(self.device), joint) for joint in loader)
+
+    def following(self, steps: int) -> Callable[[int], Joint]:
+        """A function of the step, to be called for one step after the other; the first call says where to begin."""
+        opened: list[Iterator[Joint]] = []
+
+        def at(step: int) -> Joint:
+            if not opened:
+                opened.append(self.from_step(step, steps))
+            return next(opened[0])
+
+        return at
 
 
 def _deaf(_: int) -> None:
     """A loader process leaves it to the main process to act on a signal that reaches both."""
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)
-
-
-def _following(batches: Callable[[int], Iterable[Any]]) -> Callable[[int], Any]:
-    """A function of the step over a stream of batches that is opened at the first step asked for."""
-    stream: list[Iterator[Any]] = []
-
-    def at(step: int) -> Any:
-        if not stream:
-            stream.append(iter(batches(step)))
-        return next(stream[0])
-
-    return at
-
-
-def _rate(step: int, settings: OptimiserSettings) -> float:
-    """The share of the peak learning rate: up linearly, level, down linearly."""
-    up = (step + 1) / max(settings.warmup, 1)
-    down = (settings.steps - step) / max(settings.cooldown * settings.steps, 1)
-    return min(1.0, up, down)
-
-
-def _optimisers(model: nn.Module, settings: OptimiserSettings) -> list[torch.optim.Optimizer]:
-    """AdamW, and Muon for the matrices inside the blocks if it is asked for. Each group keeps its peak rate."""
-    named = list(model.named_parameters())
-    inner = [p for name, p in named if settings.muon_lr and "blocks" in name and p.ndim == 2]
-    chosen = {id(p) for p in inner}
-    decayed = [p for _, p in named if id(p) not in chosen and p.ndim > 1]
-    plain = [p for _, p in named if id(p) not in chosen and p.ndim <= 1]
-    groups = [{"params": decayed, "weight_decay": settings.weight_decay}, {"params": plain, "weight_decay": 0.0}]
-    optimisers: list[torch.optim.Optimizer] = [
-        torch.optim.AdamW(groups, lr=settings.lr, betas=settings.betas, fused=True)
-    ]
-    if inner:
-        optimisers.append(
-            torch.optim.Muon(inner, lr=settings.muon_lr, weight_decay=settings.weight_decay, adjust_lr_fn="original")
-        )
-    for optimiser in optimisers:
-        for group in optimiser.param_groups:
-            group["peak"] = group["lr"]
-    return optimisers
-
-
-def _update(optimisers: Iterable[torch.optim.Optimizer], rate: float) -> None:
-    for optimiser in optimisers:
-        for group in optimiser.param_groups:
-            group["lr"] = rate * group["peak"]
-        optimiser.step()
-
-
-@torch.no_grad()
-def _average(average: dict[str, Tensor], model: nn.Module, decay: float) -> None:
-    torch._foreach_lerp_(list(average.values()), [p.detach() for p in model.parameters()], 1 - decay)
-
-
-def _state(
-    model: nn.Module, average: Mapping[str, Tensor], optimisers: Sequence[torch.optim.Optimizer]
-) -> dict[str, Tensor]:
-    """All that a run needs to go on, under flat names."""
-    state = {f"model.{name}": x for name, x in model.state_dict().items()}
-    state |= {f"average.{name}": x for name, x in average.items()}
-    for i, optimiser in enumerate(optimisers):
-        for index, values in optimiser.state_dict()["state"].items():
-            state |= {f"optimiser.{i}.{index}.{name}": torch.as_tensor(x) for name, x in values.items()}
-    return state
-
-
-def _resume(
-    folder: Path, model: nn.Module, average: dict[str, Tensor], optimisers: Sequence[torch.optim.Optimizer]
-) -> int:
-    """Load the newest whole checkpoint of a folder, if there is one; the step to go on from."""
-    folder.mkdir(parents=True, exist_ok=True)
-    found = checkpoints.newest(folder)
-    if found is None:
-        return 0
-    step, state = found
-    model.load_state_dict({name.removeprefix("model."): x for name, x in state.items() if name.startswith("model.")})
-    for name, x in average.items():
-        x.copy_(state[f"average.{name}"])
-    for i, optimiser in enumerate(optimisers):
-        saved: dict[int, dict[str, Tensor]] = {}
-        for name, x in state.items():
-            if name.startswith(f"optimiser.{i}."):
-                index, key = name.split(".")[2:]
-                saved.setdefault(int(index), {})[key] = x
-        optimiser.load_state_dict({**optimiser.state_dict(), "state": saved})
-    log.info("going on from step %d of %s", step, folder)
-    return step
-
-
-def _write_line(file: Any, figures: Mapping[str, float]) -> None:
-    """One JSON line; a number that is not finite becomes null, which JSON can say."""
-    safe = {k: (v if math.isfinite(v) else None) for k, v in figures.items()}
-    file.write(json.dumps(safe, allow_nan=False) + "\n")
-    file.flush()
-
-
-class _Signals:
-    """Remember SIGINT and SIGTERM until the step is done and saved; a second one acts at once."""
-
-    def __init__(self) -> None:
-        self.received: int | None = None
-
-    def __enter__(self) -> "_Signals":
-        self.before = {s: signal.signal(s, self._remember) for s in (signal.SIGINT, signal.SIGTERM)}
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        for number, handler in self.before.items():
-            signal.signal(number, handler)
-
-    def _remember(self, number: int, _: object) -> None:
-        self.received = number
-        signal.signal(number, self.before[signal.Signals(number)])
-
-    def leave_if_asked(self) -> None:
-        if self.received == signal.SIGINT:
-            raise KeyboardInterrupt
-        if self.received == signal.SIGTERM:
-            raise SystemExit(128 + signal.SIGTERM)

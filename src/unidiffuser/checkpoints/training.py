@@ -3,8 +3,8 @@
     RUN/checkpoints/step-00001000/state.safetensors   every tensor that the run needs to go on, under flat names
                                   complete.json       its step, size and sha256, written last
 
-A checkpoint is written into a directory aside, flushed to the disk and renamed; only then are older ones removed, of which the newest two
-stay. At the start, what is damaged is passed over, loudly.
+A checkpoint is written into a directory aside, flushed to the disk and renamed; only then are older ones removed, of
+which the newest two stay. At the start, what is damaged is passed over, loudly.
 """
 
 import hashlib

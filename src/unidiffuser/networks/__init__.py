@@ -1,7 +1,7 @@
 """Networks: (noisy joint, timesteps, label) -> one raw output a stream.
 
-One file a network. The folder is the registry: a network's kind is the name of its file, and only files that lie here can be named by
-a checkpoint. A network sees shapes and timesteps, never files or tokenizers.
+One file a network. The folder is the registry: a network's kind is the name of its file, and only files that lie here
+can be named by a checkpoint. A network sees shapes and timesteps, never files or tokenizers.
 """
 
 import dataclasses

@@ -1,7 +1,7 @@
 """A residual MLP over all streams at once: enough for vectors and for toy problems with exact answers.
 
-Every stream is flattened and joined with sinusoids of every timestep; pre-normalised residual layers follow; the output is
-split back into streams. It knows nothing of grids, sequences or files.
+Every stream is flattened and joined with sinusoids of every timestep; pre-normalised residual layers follow; the
+output is split back into streams. It knows nothing of grids, sequences or files.
 """
 
 import math

@@ -1,10 +1,10 @@
 """The joint U-ViT: every stream becomes tokens of one transformer with long skips.
 
-Bao et al. 2023, "One Transformer Fits All Distributions in Multi-Modal Diffusion at Scale" (arXiv 2303.06555), on the U-ViT of
-Bao et al. 2022 (arXiv 2209.12152): a token for the timestep of each modality, an optional token for a global label, then the
-tokens of every stream; a first half of blocks, one in the middle, and a second half each of which takes the output of its mirror
-image through a linear layer. The released model normalises after attention and after the MLP, on the residual path
-itself ("post"); the original U-ViT normalises before them ("pre").
+Bao et al. 2023, "One Transformer Fits All Distributions in Multi-Modal Diffusion at Scale" (arXiv 2303.06555), on the
+U-ViT of Bao et al. 2022 (arXiv 2209.12152): a token for the timestep of each modality, an optional token for a global
+label, then the tokens of every stream; a first half of blocks, one in the middle, and a second half each of which
+takes the output of its mirror image through a linear layer. The released model normalises after attention and after
+the MLP, on the residual path itself ("post"); the original U-ViT normalises before them ("pre").
 
 Shapes: B batch, N tokens, D width, H heads, M modalities.
 
