@@ -158,6 +158,7 @@ COMMANDS: dict[str, tuple[list[str], int, str]] = {
     "like without recipe": (["sample", "image", "--like", "plain.png"], 2, "carries no recipe"),
     "like nothing": (["sample", "image", "--like", "no.png"], 2, "cannot read no.png"),
     "missing mask": (["sample", "image", "--image", "plain.png", "--mask", "image=no.png"], 2, "cannot read no.png"),
+    "no rounds": (["chain", "text", "image", "--rounds", "0"], 2, "--rounds must be 1 or more"),
     "score of one": (["score", "--text", "a red star"], 2, "two"),
     "world": (["evaluate", "moons"], 2, "scenes"),
     "preset": (["train", "scened", "--run", "run"], 2, "did you mean scenes?"),

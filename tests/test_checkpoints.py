@@ -170,7 +170,7 @@ FAULTS: dict[str, tuple[Callable[[Path], object], str]] = {
     "a million layers": (network(depth=1_000_000), "depth"),
     "wrong depth": (network(depth=4), "missing: network.in_blocks.1"),
     "absurd width": (network(dim=2**40), "does not describe a model"),
-    "text width": (network(streams={"image": [3, 16, 16], "text": [20, 9]}), "of another shape"),
+    "text width": (network(streams={"image": [3, 64, 64], "text": [20, 9]}), "of another shape"),
     "nan": (weights(lambda x: x["network.norm.weight"].fill_(torch.nan)), "NaN"),
     "missing tensor": (weights(lambda x: x.pop("network.norm.bias")), "missing: network.norm.bias"),
     "extra tensor": (weights(lambda x: x.update(extra=torch.ones(1))), "unknown: extra"),

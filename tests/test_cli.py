@@ -196,7 +196,7 @@ def test_a_signal_ends_it_in_order(number: int, code: int, place: Path, models: 
     )
     assert process.stdout is not None and process.stdout.readline() == "ready\n"
     process.send_signal(number)
-    out, err = process.communicate(timeout=20)
+    out, err = process.communicate(timeout=120)
     assert (process.returncode, out) == (code, "")
     assert err in ("unidiffuser: interrupted\n", "unidiffuser: terminated\n")
     assert list(place.iterdir()) == []
@@ -207,7 +207,7 @@ def test_a_reader_that_leaves_is_no_error(place: Path) -> None:
     assert process.stdout is not None
     process.stdout.close()
     assert process.stderr is not None and process.stderr.read() == ""
-    assert process.wait(20) == 1
+    assert process.wait(120) == 1
 
 
 def test_an_unexpected_error_is_one_sentence(
@@ -227,7 +227,7 @@ def test_help_is_quick_and_complete(place: Path) -> None:
     costs = []
     for _ in range(3):
         before = resource.getrusage(resource.RUSAGE_CHILDREN)
-        out, err = python("sys.exit(main(['--help']))", place).communicate(timeout=20)
+        out, err = python("sys.exit(main(['--help']))", place).communicate(timeout=120)
         after = resource.getrusage(resource.RUSAGE_CHILDREN)
         costs.append(after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime)
     assert err == "" and all(verb in out for verb in VERBS)

@@ -11,7 +11,7 @@ from unidiffuser.modalities.image import Image
 from unidiffuser.modalities.text import Text
 from unidiffuser.networks.uvit import UViT, UViTConfig
 
-SIZE, LENGTH, WIDTH = 16, 20, 8
+SIZE, LENGTH, WIDTH = 64, 20, 8
 LARGE_CIRCLE = "a large red circle above a small blue square"
 
 
@@ -26,7 +26,7 @@ def tiny_model(seed: int = 0) -> UniDiffuser:
     """Deterministic in the seed, but for the state of torch's own generator, which it sets."""
     torch.manual_seed(seed)
     streams = {"image": (3, SIZE, SIZE), "text": (LENGTH, WIDTH)}
-    network = UViT(UViTConfig(streams=streams, dim=32, depth=2, heads=2, patch=8))
+    network = UViT(UViTConfig(streams=streams, dim=32, depth=2, heads=2, patch=32))
     for parameter in network.parameters():
         parameter.data.add_(torch.randn_like(parameter), alpha=0.2)
     return UniDiffuser(

@@ -64,6 +64,8 @@ def chain(args: argparse.Namespace, terminal: Terminal) -> int:
 
     model = flags.load(args)
     flags.check_names(model, args.names)
+    if args.rounds < 1:
+        raise ValueError(f"--rounds must be 1 or more, not {args.rounds}")
     links = [name for name, _ in groupby(args.names * args.rounds)] if args.rounds > 1 else args.names
     asked = flags.request(args, Request(names=tuple(links)), flags.given(args, model))
     outputs = Outputs(folder=flags.folder_of(args, True), codecs=model.modalities, force=args.force)
@@ -165,7 +167,11 @@ def doctor(args: argparse.Namespace, terminal: Terminal) -> int:
     from unidiffuser.doctor import examine
 
     report = examine(__version__)
-    terminal.answer(report, [f"{name}: {value}" for name, value in report.items()])
+    lines = [f"{name}: {value}" for name, value in report.items() if name != "models"]
+    lines += [
+        f"model {name}: " + ", ".join(f"{k} {v}" for k, v in found.items()) for name, found in report["models"].items()
+    ]
+    terminal.answer(report, lines)
     return 0 if report["healthy"] else 1
 
 
@@ -254,7 +260,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         own_flags(parser)
     if takes_model:
         flags.add_model(parser)
-    flags.add_common(parser)
+    flags.add_manners(parser)
     args = parser.parse(argv[1:])
     return guarded(run, args)
 

@@ -87,8 +87,8 @@ def number(text: str, flag: str) -> float:
         raise ValueError(f"{flag} must be a number, not {text[:40]!r}") from error
 
 
-def add_common(parser: Parser) -> None:
-    """The flags of every verb."""
+def add_manners(parser: Parser) -> None:
+    """The flags that every verb has: how it speaks."""
     parser.flag("--json", action="store_true", help="one JSON object on stdout")
     parser.flag("-q", "--quiet", action="store_true", help="nothing on stderr but errors")
     parser.flag("--debug", action="store_true", help="show where an error came from")
@@ -137,21 +137,16 @@ def load(args: argparse.Namespace, recipe: "Recipe | None" = None) -> "UniDiffus
     from unidiffuser.checkpoints import box, native
     from unidiffuser.pipeline import UniDiffuser
 
-    if recipe is None or args.model:
-        model = UniDiffuser.from_pretrained(args.model or "scenes", device=args.device)
-    else:
-        made_it = [n for n in box.names() if native.summary(box.find(n))["sha256"] == recipe.model_sha256]
-        if not made_it:
-            raise ValueError(
-                f"{args.like} was made by the model {recipe.model!r} with the hash {recipe.model_sha256[:10] or 'none'}, "
-                "which is not in the box; give its folder with --model"
-            )
-        model = UniDiffuser.from_pretrained(made_it[0], device=args.device)
-    if recipe and recipe.model_sha256 != model.digest:
-        raise ValueError(
-            f"{args.like} was made by the model {recipe.model!r} with the hash {recipe.model_sha256[:10] or 'none'}, "
-            f"but {args.model} has {model.digest[:10]}; give that model's folder with --model"
-        )
+    if recipe is None:
+        return UniDiffuser.from_pretrained(args.model or "scenes", device=args.device)
+    made_by = f"{args.like} was made by the model {recipe.model!r} with the hash {recipe.model_sha256[:10] or 'none'}"
+    digests = {native.summary(box.find(name))["sha256"]: name for name in box.names()}
+    name = args.model or digests.get(recipe.model_sha256)
+    if name is None:
+        raise ValueError(f"{made_by}, which is not in the box; give its folder with --model")
+    model = UniDiffuser.from_pretrained(name, device=args.device)
+    if model.digest != recipe.model_sha256:
+        raise ValueError(f"{made_by}, but {name} has {model.digest[:10]}; give that model's folder with --model")
     return model
 
 

@@ -76,8 +76,7 @@ def time_grid(process: Process, steps: int, grid: str = "uniform", start: float 
     Raises:
         ValueError: an unknown grid, steps out of range, or not 0 <= end < start <= 1.
     """
-    if isinstance(steps, bool) or not isinstance(steps, int) or not 1 <= steps <= MAX_STEPS:
-        raise ValueError(f"steps must be a whole number from 1 to {MAX_STEPS}, not {steps!r}")
+    _check_count("steps", steps, 1, MAX_STEPS)
     if grid not in GRIDS:
         raise ValueError(f"there is no grid {grid!r}; choose one of {', '.join(GRIDS)}")
     if not 0 <= end < start <= 1:
@@ -148,8 +147,7 @@ def sample(
     )  # fmt: skip
     known = known or {}
     _check_known(known, setting)
-    if not 0 <= resample <= MAX_RESAMPLE:
-        raise ValueError(f"resample must lie between 0 and {MAX_RESAMPLE} rounds, not {resample}")
+    _check_count("resample", resample, 0, MAX_RESAMPLE)
     step = _solver(solver).step
     timesteps = _timesteps(roles, time_grid(process, steps, grid, 1.0, end), path)
     flow = setting.flow(timesteps)
@@ -241,6 +239,11 @@ class _Setting:
         needed = [s for s in self.shapes if modality_of(s) in self.roles.given]
         allowed = [s for s in self.given if modality_of(s) in self.roles.ignored]
         check_streams("given", self.given, [*needed, *allowed], self.shapes, len(self.seeds))
+        if self.empty:
+            owners = modalities_of(self.empty)
+            rows = 1 if all(len(x) == 1 for x in self.empty.values()) else len(self.seeds)
+            whole = [s for s in self.shapes if modality_of(s) in owners]
+            check_streams("empty", self.empty, whole, self.shapes, rows)
 
     @property
     def wanted(self) -> Shapes:
@@ -292,6 +295,11 @@ class _Setting:
         return Flow(evaluate, levels, lambda purpose: self.noise(self.wanted, purpose), steps)
 
 
+def _check_count(what: str, value: int, low: int, high: int) -> None:
+    if isinstance(value, bool) or not isinstance(value, int) or not low <= value <= high:
+        raise ValueError(f"{what} must be a whole number from {low} to {high}, not {value!r}")
+
+
 def _solver(name: str) -> Solver:
     if name not in SOLVERS:
         raise ValueError(f"there is no solver {name!r}; choose one of {', '.join(SOLVERS)}")
@@ -321,7 +329,7 @@ def check_streams(what: str, joint: Joint, wanted: Sequence[str], shapes: Shapes
     for stream, x in joint.items():
         shape = (batch, *shapes[stream])
         if tuple(x.shape) != shape:
-            raise ValueError(f"{what} {stream!r} must have the shape {shape}, one row a seed, not {tuple(x.shape)}")
+            raise ValueError(f"{what} {stream!r} must have the shape {shape}, not {tuple(x.shape)}")
         if not x.is_floating_point() or not bool(x.isfinite().all()):
             raise ValueError(f"{what} {stream!r} must hold finite floating-point numbers")
 

@@ -152,7 +152,10 @@ def _pixels(pairs: Sequence[Mapping[str, Any]]) -> Joint:
 def _encode(modalities: Mapping[str, Modality[Any]], pairs: Sequence[Mapping[str, Any]]) -> Joint:
     """Raw pairs -> stream -> (B, ...)."""
     with torch.inference_mode():
-        return {name: codec.encode([pair[name] for pair in pairs])[""].clone() for name, codec in modalities.items()}
+        return {
+            name: codec.encode_together([pair[name] for pair in pairs])[""].clone()
+            for name, codec in modalities.items()
+        }
 
 
 def _stage(progress: Progress | None, stage: str, settings: OptimiserSettings) -> Follow | None:

@@ -41,7 +41,8 @@ Picture = PIL.Image.Image
 class Latents:
     """A trained autoencoder and the mean and standard deviation (c,) of its latents.
 
-    Pictures go through it one by one, since the sums of a convolution may depend on the batch in their last bits.
+    Pictures go through it one by one unless told otherwise, since the sums of a convolution may depend on the batch in
+    their last bits.
     """
 
     autoencoder: AutoEncoder
@@ -49,9 +50,9 @@ class Latents:
     std: Tensor
 
     @torch.no_grad()
-    def encode(self, pixels: Tensor) -> Tensor:
+    def encode(self, pixels: Tensor, *, together: bool = False) -> Tensor:
         """Pixels (B, C, S, S) -> latents (B, c, S/f, S/f) of zero mean and unit variance."""
-        grids = torch.cat([self.autoencoder.encode(picture[None]) for picture in pixels])
+        grids = torch.cat([self.autoencoder.encode(part) for part in pixels.split(len(pixels) if together else 1)])
         return (grids - self.mean[:, None, None]) / self.std[:, None, None]
 
     @torch.no_grad()
@@ -99,11 +100,18 @@ class Image(Modality[Picture]):
 
     def encode(self, raws: Sequence[Picture]) -> dict[str, Tensor]:
         """B pictures -> {"": (B, C, S, S)} or {"": (B, c, S/f, S/f)}."""
+        return {"": self._encode(raws, together=False)}
+
+    def encode_together(self, raws: Sequence[Picture]) -> dict[str, Tensor]:
+        """As `encode`, all pictures in one forward of the autoencoder."""
+        return {"": self._encode(raws, together=True)}
+
+    def _encode(self, raws: Sequence[Picture], together: bool) -> Tensor:
         if not raws:
-            return {"": torch.zeros(0, *self.streams[""])}
+            return torch.zeros(0, *self.streams[""])
         arrays = np.stack([np.asarray(self.check(raw)).reshape(self.size, self.size, -1) for raw in raws])
         pixels = torch.from_numpy(arrays).permute(0, 3, 1, 2).contiguous() / 127.5 - 1
-        return {"": pixels if self.latents is None else self.latents.encode(pixels)}
+        return pixels if self.latents is None else self.latents.encode(pixels, together=together)
 
     def decode(self, streams: Mapping[str, Tensor]) -> list[Picture]:
         """{"": (B, ...)} -> B pictures: clamped to [-1, 1] and rounded to 8 bits."""
