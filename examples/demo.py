@@ -20,8 +20,8 @@ from pathlib import Path
 from PIL import Image, ImageDraw, ImageFont
 
 from unidiffuser import UniDiffuser
+from unidiffuser.cli.outputs import heat
 from unidiffuser.datasets.scenes import Scenes, facts, oracle
-from unidiffuser.outputs import heat
 
 SEEN = "a large red circle above a small blue square"
 UNSEEN = "a small purple star left of a large green heart"

@@ -17,23 +17,24 @@ PACKAGE = Path(__file__).parents[1] / "src" / "unidiffuser"
 LAYERS = """
     __main__
     __init__ cli
-    server
-    recommend
     presets
-    train distill evaluate
-    pipeline
+    train evaluate
+    optimise
+    request
+    pipeline recipe
+    codecs
     checkpoints
     datasets
     metrics
     modalities
-    chains
+    chains agreement
     sampling
     solvers
     guidance
     losses
+    mixture
     denoiser
     networks
-    divergences
     process
     timesteps
     joint

@@ -146,6 +146,19 @@ def test_a_network_comes_back_from_its_description_and_every_parameter_learns(ki
     assert [name for name, p in network.named_parameters() if p.grad is None or not p.grad.any()] == []
 
 
+@pytest.mark.parametrize("kind", kinds())
+def test_a_row_is_the_same_in_any_batch_to_the_bit(kind: str) -> None:
+    torch.manual_seed(0)
+    network = build({"kind": kind, "streams": {"image": [4, 8, 8], "text": [20, 16]}, "dim": 64}).eval()
+    xt = {"image": torch.randn(33, 4, 8, 8), "text": torch.randn(33, 20, 16)}
+    t = {"image": torch.rand(33), "text": torch.rand(33)}
+    with torch.inference_mode():
+        whole = network(xt, t)
+        for rows in (slice(0, 1), slice(3, 5), slice(7, 10), slice(10, 26)):
+            part = network({s: x[rows] for s, x in xt.items()}, {m: value[rows] for m, value in t.items()})
+            assert all(torch.equal(part[s], x[rows]) for s, x in whole.items())
+
+
 @pytest.mark.parametrize(
     ("change", "words"),
     [

@@ -14,7 +14,7 @@ from PIL.PngImagePlugin import PngInfo
 from tiny_model import LARGE_CIRCLE, SIZE, tiny_model
 
 from unidiffuser import Guidance
-from unidiffuser.outputs import write_picture
+from unidiffuser.cli.outputs import write_picture
 from unidiffuser.recipe import KEY, Recipe, fingerprint, given_entry, read_recipe
 from unidiffuser.request import Request, made_alike, request_of
 

@@ -222,6 +222,25 @@ def test_a_stream_that_rests_stays_and_one_that_moves_is_not_disturbed(name: str
         torch.testing.assert_close(states[-1].x["b"][k], b[0])
 
 
+@pytest.mark.parametrize("name", DETERMINISTIC)
+def test_a_rest_half_way_keeps_the_flow(name: str) -> None:
+    """a stops at t = 0.5 until b is clean, and goes on: what it knew before its rest must not mislead it."""
+    mix, errors = mixture(Cosine()), []
+    for n in (20, 40):
+        leg = torch.linspace(0.5, 0, n + 1, dtype=torch.float64)
+        rest = torch.full((n - 1,), 0.5)
+        paths = {"a": torch.cat([leg + 0.5, rest, leg]), "b": torch.cat([leg + 0.5, leg[1:-1], torch.zeros(n + 1)])}
+        x = noisy(mix, {m: t[:1] for m, t in paths.items()}, 32)
+        fine = torch.linspace(0.5, 0, 301, dtype=torch.float64)
+        legs = {
+            "a": torch.cat([fine + 0.5, rest[:1].expand(299), fine]),
+            "b": torch.cat([fine + 0.5, fine[1:-1], 0 * fine]),
+        }
+        errors.append(distance(run("heun", mix, legs, x), run(name, mix, paths, x)))
+    assert errors[1] < (0.05 if SOLVERS[name].order == 1 else 0.01)
+    assert errors[1] < 0.6 * errors[0]
+
+
 def test_heun_backwards_undoes_heun_forwards() -> None:
     mix = mixture(Cosine())
     x0 = mix.sample(16, torch.Generator().manual_seed(0))

@@ -19,7 +19,7 @@ from unidiffuser.joint import generator
 from unidiffuser.networks.autoencoder import AutoEncoderConfig
 from unidiffuser.optimise import OptimiserSettings, fit
 from unidiffuser.presets import PRESETS
-from unidiffuser.train import Batches, Recipe, train
+from unidiffuser.train import Batches, Preset, train
 
 SETTINGS = OptimiserSettings(
     steps=12, batch=4, warmup=2, cooldown=0.5, ema=0.9, save_every=5, log_every=4, autocast=False, muon_lr=0.02
@@ -143,9 +143,9 @@ def test_every_epoch_sees_every_sample_once_in_an_order_of_its_own() -> None:
         Batches([], 10, 5, dict)
 
 
-def tiny(steps: int) -> Recipe:
+def tiny(steps: int) -> Preset:
     settings = OptimiserSettings(steps=steps, batch=4, warmup=1, save_every=3, log_every=1)
-    return Recipe(
+    return Preset(
         name="tiny",
         pairs=Scenes(length=64),
         fitted_on=64,
@@ -162,7 +162,7 @@ def tiny(steps: int) -> Recipe:
     )
 
 
-def test_a_recipe_gives_a_model_that_samples_and_going_on_changes_nothing(tmp_path: Path) -> None:
+def test_a_preset_gives_a_model_that_samples_and_going_on_changes_nothing(tmp_path: Path) -> None:
     straight = train(tiny(4), tmp_path / "straight")
     train(replace(tiny(4), training=replace(tiny(4).training, steps=2, cooldown=0.0)), tmp_path / "halves")
     told: list[tuple[str, int, int]] = []

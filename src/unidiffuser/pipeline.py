@@ -29,7 +29,7 @@ from unidiffuser.checkpoints import NAME, Parts, Settings, box, native
 from unidiffuser.codecs import Codecs, Known
 from unidiffuser.denoiser import Denoiser, NetworkDenoiser
 from unidiffuser.guidance import Guidance
-from unidiffuser.joint import MAX_SEED, Joint, batch_size, cat_joints, check_seeds, modality_of
+from unidiffuser.joint import MAX_SEED, Joint, batch_size, check_seeds, modality_of
 from unidiffuser.modalities import Modality
 from unidiffuser.networks import Network
 from unidiffuser.process import PROCESSES, Prediction
@@ -183,8 +183,8 @@ class UniDiffuser:
 
     @property
     def denoiser(self) -> Denoiser:
-        """The network as a Denoiser whose answer for a sample does not depend on the rest of the batch."""
-        return _Steady(NetworkDenoiser(self.network, self.process, self.prediction))
+        """The network as a Denoiser."""
+        return NetworkDenoiser(self.network, self.process, self.prediction)
 
     def sample(
         self,
@@ -419,23 +419,6 @@ class UniDiffuser:
                 raise ValueError(f"the timesteps of {name!r} must be one number or {batch}, each from 0 to 1")
             result[name] = t.expand(batch)
         return result
-
-
-@dataclass(frozen=True)
-class _Steady:
-    """A Denoiser that never sees fewer than two samples.
-
-    On CPUs the convolution of one sample adds up in another order than that of many (measured: 1e-6). From two samples
-    on, every sample of a U-ViT comes out the same to the bit in any batch.
-    """
-
-    denoiser: Denoiser
-
-    def __call__(self, xt: Joint, t: dict[str, Tensor]) -> Joint:
-        if batch_size(xt) > 1:
-            return self.denoiser(xt, t)
-        x0 = self.denoiser(cat_joints([xt, xt]), {name: value.repeat(2) for name, value in t.items()})
-        return {stream: x[:1] for stream, x in x0.items()}
 
 
 @dataclass(frozen=True, kw_only=True)

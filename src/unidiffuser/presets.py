@@ -8,15 +8,16 @@ from unidiffuser.checkpoints import Settings
 from unidiffuser.datasets.scenes import Scenes
 from unidiffuser.guidance import Guidance
 from unidiffuser.networks.autoencoder import AutoEncoderConfig
-from unidiffuser.train import OptimiserSettings, Recipe
+from unidiffuser.optimise import OptimiserSettings
+from unidiffuser.train import Preset
 
 ENDLESS = 10_000_000
 """More scenes than any run here sees; they are drawn on demand."""
 
 
-def scenes() -> Recipe:
+def scenes() -> Preset:
     """The model in the box: 64 x 64 pictures of coloured shapes, and sentences about them."""
-    return Recipe(
+    return Preset(
         name="scenes",
         pairs=Scenes(split="train", length=ENDLESS),
         fitted_on=4000,
@@ -37,5 +38,5 @@ def scenes() -> Recipe:
     )
 
 
-PRESETS: dict[str, Callable[[], Recipe]] = {"scenes": scenes}
+PRESETS: dict[str, Callable[[], Preset]] = {"scenes": scenes}
 """Every preset by name."""

@@ -6,7 +6,7 @@ along a grid (or a path of their own), those of the held ones stay. A given moda
 
 A sampled modality may be known in part (infilling): before every step the known part is replaced by its noised truth,
 and `resample` more rounds of noising back and stepping again let the rest come to agree with it (RePaint, Lugmayr et
-al. 2022). Replacement alone does not draw from the conditional law; the rounds lead to it, up to the solver's error.
+al. 2022). Replacement alone does not draw from the conditional law; the rounds bring it close (docs/sampling.md).
 
 All noise of sample k comes from seeds[k] alone, so a sample is the same in any batch. This file knows nothing of raw
 data.

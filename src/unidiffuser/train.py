@@ -1,6 +1,6 @@
-"""Training: from a recipe to a saved model, codecs first, then the network.
+"""Training: from a preset to a saved model, codecs first, then the network.
 
-    train(recipe, folder)
+    train(preset, folder)
 
 The data, the timesteps and the noise of step k are functions of (seed, k) alone, so the same call on the same folder
 goes on where it was stopped and ends in the same bits. The loop itself is in `optimise`.
@@ -50,7 +50,7 @@ class Pairs(Protocol):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Recipe:
+class Preset:
     """A whole run, from data to a saved model of pictures and sentences."""
 
     name: str
@@ -81,11 +81,11 @@ class Recipe:
     """How the finished model is sampled unless the user says otherwise."""
 
 
-def train(recipe: Recipe, run: Path, *, device: str = "cpu", progress: Progress | None = None) -> UniDiffuser:
-    """Carry out a recipe, going on from what the run folder holds, and save the model as RUN/final.
+def train(preset: Preset, run: Path, *, device: str = "cpu", progress: Progress | None = None) -> UniDiffuser:
+    """Carry out a preset, going on from what the run folder holds, and save the model as RUN/final.
 
     Args:
-        recipe: the run.
+        preset: the run.
         run: RUN/autoencoder and RUN/network hold the checkpoints and metrics.jsonl of the two stages.
         device: where to compute.
         progress: called with (stage, step, steps, figures).
@@ -97,50 +97,50 @@ def train(recipe: Recipe, run: Path, *, device: str = "cpu", progress: Progress 
         ValueError: the folder belongs to a run with other settings.
         SystemExit, KeyboardInterrupt: it was asked to stop; the same call goes on from there.
     """
-    _claim(run, recipe)
-    torch.manual_seed(recipe.training.seed)
-    autoencoder = _trained_autoencoder(recipe, run, device, progress)
-    modalities = _codecs(recipe, autoencoder)
-    network = _trained_network(recipe, run, modalities, device, progress)
+    _claim(run, preset)
+    torch.manual_seed(preset.training.seed)
+    autoencoder = _trained_autoencoder(preset, run, device, progress)
+    modalities = _codecs(preset, autoencoder)
+    network = _trained_network(preset, run, modalities, device, progress)
     model = UniDiffuser(
         network.cpu(),
-        recipe.process,
-        recipe.prediction,
+        preset.process,
+        preset.prediction,
         modalities,
-        settings=recipe.settings,
-        name=recipe.name,
-        training=_describe(recipe),
+        settings=preset.settings,
+        name=preset.name,
+        training=_describe(preset),
     )
     model.save(run / "final", force=True)
     return model
 
 
-def _trained_autoencoder(recipe: Recipe, run: Path, device: str, progress: Progress | None) -> AutoEncoder:
-    settings = recipe.autoencoder_training
-    batches = Batches(recipe.pairs, settings.batch, settings.seed, _pixels, device)
-    autoencoder = AutoEncoder(recipe.autoencoder).to(device)
+def _trained_autoencoder(preset: Preset, run: Path, device: str, progress: Progress | None) -> AutoEncoder:
+    settings = preset.autoencoder_training
+    batches = Batches(preset.pairs, settings.batch, settings.seed, _pixels, device)
+    autoencoder = AutoEncoder(preset.autoencoder).to(device)
     follow = _stage(progress, "autoencoder", settings)
     return fit_autoencoder(autoencoder, batches, settings, run / "autoencoder", progress=follow).cpu()
 
 
 def _trained_network(
-    recipe: Recipe, run: Path, modalities: Mapping[str, Modality[Any]], device: str, progress: Progress | None
+    preset: Preset, run: Path, modalities: Mapping[str, Modality[Any]], device: str, progress: Progress | None
 ) -> Network:
-    settings = recipe.training
+    settings = preset.training
     streams = {name: codec.streams[""] for name, codec in modalities.items()}
-    network = build({**recipe.network, "streams": streams}).to(device)
-    batches = Batches(recipe.pairs, settings.batch, settings.seed, partial(_encode, modalities), device)
-    process = PROCESSES[recipe.process]()
-    objective = Objective(process=process, prediction=recipe.prediction, space=recipe.space, ends=recipe.ends)
+    network = build({**preset.network, "streams": streams}).to(device)
+    batches = Batches(preset.pairs, settings.batch, settings.seed, partial(_encode, modalities), device)
+    process = PROCESSES[preset.process]()
+    objective = Objective(process=process, prediction=preset.prediction, space=preset.space, ends=preset.ends)
     follow = _stage(progress, "network", settings)
     return fit_network(network, batches, objective, settings, run / "network", progress=follow)
 
 
-def _codecs(recipe: Recipe, autoencoder: AutoEncoder) -> dict[str, Modality[Any]]:
+def _codecs(preset: Preset, autoencoder: AutoEncoder) -> dict[str, Modality[Any]]:
     """The picture and the text codec, fitted on the first samples."""
-    first = [recipe.pairs[i] for i in range(min(recipe.fitted_on, len(recipe.pairs)))]
+    first = [preset.pairs[i] for i in range(min(preset.fitted_on, len(preset.pairs)))]
     image = Image.fit((pair["image"] for pair in first), autoencoder=autoencoder)
-    return {"image": image, "text": Text.fit((pair["text"] for pair in first), **recipe.text)}
+    return {"image": image, "text": Text.fit((pair["text"] for pair in first), **preset.text)}
 
 
 def _pixels(pairs: Sequence[Mapping[str, Any]]) -> Joint:
@@ -162,16 +162,16 @@ def _stage(progress: Progress | None, stage: str, settings: OptimiserSettings) -
     return None if progress is None else lambda step, figures: progress(stage, step, settings.steps, figures)
 
 
-def _describe(recipe: Recipe) -> dict[str, Any]:
-    """The recipe as JSON, for the saved model and for the run folder."""
-    described = {**asdict(recipe), "pairs": repr(recipe.pairs)}
+def _describe(preset: Preset) -> dict[str, Any]:
+    """The preset as JSON, for the saved model and for the run folder."""
+    described = {**asdict(preset), "pairs": repr(preset.pairs)}
     return dict(json.loads(json.dumps(described)))
 
 
-def _claim(run: Path, recipe: Recipe) -> None:
-    """Write the recipe into a new run folder; refuse a folder of another recipe (more steps are no other recipe)."""
-    described = _describe(recipe)
-    file = run / "recipe.json"
+def _claim(run: Path, preset: Preset) -> None:
+    """Write the preset into a new run folder; refuse a folder of another preset (more steps are no other preset)."""
+    described = _describe(preset)
+    file = run / "preset.json"
     if file.exists():
         mine, before = _settled(described), _settled(json.loads(file.read_text(encoding="utf-8")))
         if differing := [k for k in mine if mine[k] != before.get(k)]:
@@ -184,7 +184,7 @@ def _claim(run: Path, recipe: Recipe) -> None:
 
 
 def _settled(described: Mapping[str, Any]) -> dict[str, Any]:
-    """A recipe without what may change when a run goes on: its length, and how the model is sampled."""
+    """A preset without what may change when a run goes on: its length, and how the model is sampled."""
     free = ("steps", "cooldown", "save_every", "log_every")
     settled = {
         k: ({n: x for n, x in v.items() if n not in free} if k.endswith("training") else v)

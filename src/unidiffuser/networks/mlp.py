@@ -9,11 +9,14 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from unidiffuser.joint import Joint, modalities_of
 from unidiffuser.networks import Network
 from unidiffuser.networks.uvit import sinusoid
+
+STEADY_ROWS = 16
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,8 +60,10 @@ class MLP(Network):
     def forward(self, xt: Joint, t: Mapping[str, Tensor], label: Tensor | None = None) -> Joint:
         values = [xt[stream].flatten(1) for stream in self.config.streams]
         times = [sinusoid(t[m] * 1000.0, self.config.dim).to(values[0]) for m in self.modalities]
-        x = self.embed(torch.cat(values + times, 1))  # (B, D)
+        rows = torch.cat(values + times, 1)
+        # A product of few rows adds up in another order than that of many; a row should be the same in any batch.
+        x = self.embed(F.pad(rows, (0, 0, 0, max(STEADY_ROWS - len(rows), 0))))  # (B, D)
         for layer in self.layers:
             x = x + layer(x)
-        parts = self.head(x).split(self.sizes, 1)
+        parts = self.head(x)[: len(rows)].split(self.sizes, 1)
         return {stream: part.reshape(xt[stream].shape) for stream, part in zip(self.config.streams, parts, strict=True)}

@@ -115,7 +115,7 @@ class UViT(Network):
         """[timestep of each modality, label, stream, stream, ...] plus positions: (B, N, D)."""
         shapes = {stream: tuple(xt[stream].shape[1:]) for stream in self.config.streams}
         parts = [sinusoid(t[m] * 1000.0, self.config.dim).to(self.position.dtype)[:, None] for m in self.modalities]
-        parts += [self._embed(stream, xt[stream]) for stream in self.config.streams]
+        parts += [self.embed[_key(stream)](xt[stream]) for stream in self.config.streams]
         x = torch.cat(parts, 1) + self._positions(shapes)
         if not self.config.labels:
             return x
@@ -135,10 +135,6 @@ class UViT(Network):
             start += n
         return joint
 
-    def _embed(self, stream: str, x: Tensor) -> Tensor:
-        tokens = self.embed[_key(stream)](x)
-        return tokens.flatten(2).transpose(1, 2) if x.ndim == 4 else tokens
-
     def _positions(self, shapes: Shapes) -> Tensor:
         """The learned positions; those of a grid of another size are interpolated (bilinear)."""
         if all(shapes[stream] == tuple(shape) for stream, shape in self.config.streams.items()):
@@ -156,6 +152,18 @@ class UViT(Network):
             parts.append(part)
             start += n
         return torch.cat(parts, 1)
+
+
+class PatchEmbedding(nn.Conv2d):
+    """A convolution whose stride is its kernel, as one matrix product: (B, C, H, W) -> (B, H W / p^2, D).
+
+    A convolution of one picture adds up in another order than that of many; a product's rows are the same in any batch.
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        p = self.kernel_size[0]
+        patches = x.unfold(2, p, p).unfold(3, p, p).permute(0, 2, 3, 1, 4, 5)  # (B, h, w, C, p, p)
+        return F.linear(patches.flatten(3).flatten(1, 2), self.weight.flatten(1), self.bias)
 
 
 class Block(nn.Module):
@@ -234,7 +242,7 @@ def _token_size(shape: tuple[int, ...], config: UViTConfig) -> int:
 
 def _embedding(shape: tuple[int, ...], config: UViTConfig) -> nn.Module:
     if len(shape) == 3:
-        return nn.Conv2d(shape[0], config.dim, config.patch, config.patch)
+        return PatchEmbedding(shape[0], config.dim, config.patch, config.patch)
     return nn.Linear(shape[1], config.dim)
 
 

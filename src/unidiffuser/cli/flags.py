@@ -241,7 +241,7 @@ def settings(model: "UniDiffuser", asked: "Request") -> dict[str, Any]:
 
 def folder_of(args: argparse.Namespace, needed: bool) -> Path | None:
     """Where files go; None if none need be written and none were asked for."""
-    from unidiffuser.outputs import fresh_folder
+    from unidiffuser.cli.outputs import fresh_folder
 
     if args.out:
         return Path(args.out)

@@ -14,14 +14,15 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any
 
-from unidiffuser import __version__, flags
-from unidiffuser.flags import Parser
-from unidiffuser.terminal import Terminal, Verb, guarded
+from unidiffuser import __version__
+from unidiffuser.cli import flags
+from unidiffuser.cli.flags import Parser
+from unidiffuser.cli.terminal import Terminal, Verb, guarded
 
 
 def sample(args: argparse.Namespace, terminal: Terminal) -> int:
     """Draw samples of the named modalities, given the values of others; all else is ignored."""
-    from unidiffuser.outputs import Outputs
+    from unidiffuser.cli.outputs import Outputs
     from unidiffuser.recipe import read_recipe
     from unidiffuser.request import Request, made_alike, request_of
 
@@ -59,7 +60,7 @@ def sample(args: argparse.Namespace, terminal: Terminal) -> int:
 
 def chain(args: argparse.Namespace, terminal: Terminal) -> int:
     """Feed samples back: the first modality is given (or sampled alone), each next is sampled from the one before."""
-    from unidiffuser.outputs import Outputs
+    from unidiffuser.cli.outputs import Outputs
     from unidiffuser.request import Request
 
     model = flags.load(args)
@@ -87,7 +88,7 @@ def chain(args: argparse.Namespace, terminal: Terminal) -> int:
 
 def score(args: argparse.Namespace, terminal: Terminal) -> int:
     """Say in bits how much one given modality tells about another, by the model's own belief."""
-    from unidiffuser.outputs import Outputs, heat
+    from unidiffuser.cli.outputs import Outputs, heat
 
     model = flags.load(args)
     given = flags.given(args, model)
@@ -164,7 +165,7 @@ def models(args: argparse.Namespace, terminal: Terminal) -> int:
 
 def doctor(args: argparse.Namespace, terminal: Terminal) -> int:
     """Say what is installed, whether the models in the box are whole, and how long a sample takes."""
-    from unidiffuser.doctor import examine
+    from unidiffuser.cli.doctor import examine
 
     report = examine(__version__)
     lines = [f"{name}: {value}" for name, value in report.items() if name != "models"]
