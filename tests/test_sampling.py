@@ -214,15 +214,6 @@ def test_infilling_tends_to_the_exact_conditional() -> None:
     assert ks_2samp(found.numpy(), exact.numpy()).pvalue > 1e-3
 
 
-def test_rounds_alone_leave_the_law_as_it_is() -> None:
-    """With nothing known in the mask, noising back and stepping again must change nothing."""
-    mix, n = mixture(Cosine(), "a"), 800
-    known = {"a.x": (torch.zeros(n, 1), torch.tensor([False]))}
-    roles = assign_roles(("a",), ["a"])
-    found = draw(mix, roles, range(n), known=known, resample=3, solver="heun", steps=20)
-    assert same_law(found, truth(mix, 4 * N, seed=2))
-
-
 def test_samples_do_not_depend_on_their_batch() -> None:
     """Bit for bit: with givens held loosely, an ignored modality, guidance, parts known, and a stochastic solver."""
     mix = mixture(Cosine())

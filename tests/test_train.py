@@ -22,7 +22,7 @@ from unidiffuser.presets import PRESETS
 from unidiffuser.train import Batches, Preset, train
 
 SETTINGS = OptimiserSettings(
-    steps=12, batch=4, warmup=2, cooldown=0.5, ema=0.9, save_every=5, log_every=4, autocast=False, muon_lr=0.02
+    steps=12, batch=4, warmup=2, cooldown=0.5, ema=0.9, save_every=5, log_every=4, autocast=False
 )
 
 

@@ -12,7 +12,7 @@ import logging
 import math
 import signal
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -38,8 +38,6 @@ class OptimiserSettings:
     """Samples a step."""
     lr: float = 1e-3
     """Peak learning rate of AdamW."""
-    muon_lr: float = 0.0
-    """Peak learning rate of Muon for the weight matrices of the hidden layers; 0: AdamW for these too."""
     warmup: int = 200
     """Steps of linear warm-up."""
     cooldown: float = 0.2
@@ -84,9 +82,9 @@ def fit(
         RuntimeError: the loss or its gradient stayed non-finite.
         SystemExit (143), KeyboardInterrupt: it was asked to stop, after a checkpoint was saved.
     """
-    optimisers = _optimisers(model, settings)
+    optimiser = _optimiser(model, settings)
     average = {name: p.detach().clone() for name, p in model.named_parameters()}
-    first = _resume(folder, model, average, optimisers)
+    first = _resume(folder, model, average, optimiser)
     started, bad = time.monotonic(), 0
     with _Signals() as signals, open(folder / "metrics.jsonl", "a", encoding="utf-8") as metrics:
         for step in range(first, settings.steps):
@@ -99,7 +97,7 @@ def fit(
                     f"the loss was not finite in {bad} steps in a row, the last one {step}; lower the learning rate"
                 )
             if not bad:
-                _update(optimisers, _rate(step, settings))
+                _update(optimiser, settings.lr * _rate(step, settings))
                 _average(average, model, min(settings.ema, 1 - 1 / (step + 2)))
             model.zero_grad(set_to_none=True)
             done = step + 1
@@ -110,7 +108,7 @@ def fit(
                 if progress:
                     progress(done, figures)
             if done % settings.save_every == 0 or done == settings.steps or signals.received:
-                checkpoints.save(folder, done, _state(model, average, optimisers))
+                checkpoints.save(folder, done, _state(model, average, optimiser))
             signals.leave_if_asked()
     return average
 
@@ -122,32 +120,19 @@ def _rate(step: int, settings: OptimiserSettings) -> float:
     return min(1.0, up, down)
 
 
-def _optimisers(model: nn.Module, settings: OptimiserSettings) -> list[torch.optim.Optimizer]:
-    """AdamW, and Muon for the matrices inside the blocks if it is asked for. Each group keeps its peak rate."""
-    named = list(model.named_parameters())
-    inner = [p for name, p in named if settings.muon_lr and "blocks" in name and p.ndim == 2]
-    chosen = {id(p) for p in inner}
-    decayed = [p for _, p in named if id(p) not in chosen and p.ndim > 1]
-    plain = [p for _, p in named if id(p) not in chosen and p.ndim <= 1]
-    groups = [{"params": decayed, "weight_decay": settings.weight_decay}, {"params": plain, "weight_decay": 0.0}]
-    optimisers: list[torch.optim.Optimizer] = [
-        torch.optim.AdamW(groups, lr=settings.lr, betas=settings.betas, fused=True)
+def _optimiser(model: nn.Module, settings: OptimiserSettings) -> torch.optim.Optimizer:
+    """AdamW; only matrices and kernels decay."""
+    kinds = [p for p in model.parameters() if p.ndim > 1], [p for p in model.parameters() if p.ndim <= 1]
+    groups = [
+        {"params": p, "weight_decay": decay} for p, decay in zip(kinds, (settings.weight_decay, 0.0), strict=True)
     ]
-    if inner:
-        optimisers.append(
-            torch.optim.Muon(inner, lr=settings.muon_lr, weight_decay=settings.weight_decay, adjust_lr_fn="original")
-        )
-    for optimiser in optimisers:
-        for group in optimiser.param_groups:
-            group["peak"] = group["lr"]
-    return optimisers
+    return torch.optim.AdamW(groups, lr=settings.lr, betas=settings.betas, fused=True)
 
 
-def _update(optimisers: Iterable[torch.optim.Optimizer], rate: float) -> None:
-    for optimiser in optimisers:
-        for group in optimiser.param_groups:
-            group["lr"] = rate * group["peak"]
-        optimiser.step()
+def _update(optimiser: torch.optim.Optimizer, lr: float) -> None:
+    for group in optimiser.param_groups:
+        group["lr"] = lr
+    optimiser.step()
 
 
 @torch.no_grad()
@@ -155,21 +140,16 @@ def _average(average: dict[str, Tensor], model: nn.Module, decay: float) -> None
     torch._foreach_lerp_(list(average.values()), [p.detach() for p in model.parameters()], 1 - decay)
 
 
-def _state(
-    model: nn.Module, average: Mapping[str, Tensor], optimisers: Sequence[torch.optim.Optimizer]
-) -> dict[str, Tensor]:
+def _state(model: nn.Module, average: Mapping[str, Tensor], optimiser: torch.optim.Optimizer) -> dict[str, Tensor]:
     """All that a run needs to go on, under flat names."""
     state = {f"model.{name}": x for name, x in model.state_dict().items()}
     state |= {f"average.{name}": x for name, x in average.items()}
-    for i, optimiser in enumerate(optimisers):
-        for index, values in optimiser.state_dict()["state"].items():
-            state |= {f"optimiser.{i}.{index}.{name}": torch.as_tensor(x) for name, x in values.items()}
+    for index, values in optimiser.state_dict()["state"].items():
+        state |= {f"optimiser.{index}.{name}": torch.as_tensor(x) for name, x in values.items()}
     return state
 
 
-def _resume(
-    folder: Path, model: nn.Module, average: dict[str, Tensor], optimisers: Sequence[torch.optim.Optimizer]
-) -> int:
+def _resume(folder: Path, model: nn.Module, average: dict[str, Tensor], optimiser: torch.optim.Optimizer) -> int:
     """Load the newest whole checkpoint of a folder, if there is one; the step to go on from."""
     folder.mkdir(parents=True, exist_ok=True)
     found = checkpoints.newest(folder)
@@ -179,13 +159,12 @@ def _resume(
     model.load_state_dict({name.removeprefix("model."): x for name, x in state.items() if name.startswith("model.")})
     for name, x in average.items():
         x.copy_(state[f"average.{name}"])
-    for i, optimiser in enumerate(optimisers):
-        saved: dict[int, dict[str, Tensor]] = {}
-        for name, x in state.items():
-            if name.startswith(f"optimiser.{i}."):
-                index, key = name.split(".")[2:]
-                saved.setdefault(int(index), {})[key] = x
-        optimiser.load_state_dict({**optimiser.state_dict(), "state": saved})
+    saved: dict[int, dict[str, Tensor]] = {}
+    for name, x in state.items():
+        if name.startswith("optimiser."):
+            _, index, key = name.split(".")
+            saved.setdefault(int(index), {})[key] = x
+    optimiser.load_state_dict({**optimiser.state_dict(), "state": saved})
     log.info("going on from step %d of %s", step, folder)
     return step
 

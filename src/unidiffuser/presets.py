@@ -1,6 +1,4 @@
-"""Complete runs as typed values, each with the result that it gave. `unidiffuser train NAME --run FOLDER` carries
-one out.
-"""
+"""Complete runs as typed values: `unidiffuser train NAME --run FOLDER` carries one out."""
 
 from collections.abc import Callable
 
@@ -26,13 +24,13 @@ def scenes() -> Preset:
         autoencoder_training=OptimiserSettings(
             steps=4000, batch=32, lr=1.5e-3, warmup=200, cooldown=0.3, ema=0.998, save_every=500, log_every=100
         ),
-        network={"kind": "uvit", "dim": 256, "depth": 6, "heads": 4, "patch": 2, "norm": "pre"},
+        network={"kind": "uvit", "dim": 256, "depth": 6, "heads": 8, "patch": 2, "norm": "pre"},
         process="rectified_flow",
         prediction="x0",
         space="v",
         ends=0.15,
         training=OptimiserSettings(
-            steps=14_000, batch=64, lr=1e-3, muon_lr=0.02, warmup=200, cooldown=0.25, save_every=500
+            steps=40_000, batch=32, lr=6e-4, warmup=500, cooldown=0.25, save_every=1000, log_every=100
         ),
         settings=Settings(steps=25, solver="dpmpp_2m", grid="uniform", guidance=Guidance(scale=1.0)),
     )
