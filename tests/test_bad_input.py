@@ -160,7 +160,7 @@ COMMANDS: dict[str, tuple[list[str], int, str]] = {
     "missing mask": (["sample", "image", "--image", "plain.png", "--mask", "image=no.png"], 2, "cannot read no.png"),
     "no rounds": (["chain", "text", "image", "--rounds", "0"], 2, "--rounds must be 1 or more"),
     "score of one": (["score", "--text", "a red star"], 2, "two"),
-    "world": (["evaluate", "moons"], 2, "scenes"),
+    "unknown model": (["evaluate", "moons"], 1, "there is no model 'moons'"),
     "preset": (["train", "scened", "--run", "run"], 2, "did you mean scenes?"),
     "missing model": (["sample", "image", "--model", "no_model"], 1, "there is no model 'no_model'"),
     "pickle": (["sample", "image", "--model", "model.pt"], 1, "convert it to safetensors"),
@@ -180,7 +180,7 @@ def test_a_bad_command_is_one_line(
     Path("cut.png").write_bytes(Path("plain.png").read_bytes()[:50])
     Path("page.png").write_text("<html>not found</html>")
     Path("damaged").mkdir()
-    takes_model = argv[0] in ("sample", "chain", "score", "evaluate") and "--model" not in argv
+    takes_model = argv[0] in ("sample", "chain", "score") and "--model" not in argv
     model = ["--model", str(saved_model(tmp_path / "model"))] if takes_model else []
     before = {path for path in tmp_path.rglob("*") if "model" not in path.parts}
     try:

@@ -221,3 +221,8 @@ def test_a_large_autoencoder_is_refused_before_it_is_made() -> None:
         Image.restore(codec.config(), {**codec.state(), "mean": torch.zeros(5)})
     with pytest.raises(ValueError, match="no pictures"):
         Image.fit([], autoencoder=AutoEncoder(AutoEncoderConfig(size=32, width=16, blocks=1)))
+
+
+def test_pictures_encoded_together_are_those_encoded_alone() -> None:
+    codec, pictures = latent_codec(), [flat("RGB", colour) for colour in ((200, 30, 40), (20, 30, 240))]
+    torch.testing.assert_close(codec.encode_together(pictures)[""], codec.encode(pictures)[""], rtol=1e-4, atol=1e-5)

@@ -167,3 +167,22 @@ def test_inputs_are_left_alone(model: UniDiffuser, picture: Image.Image) -> None
     model.sample("text", image=picture, seed=1)
     assert picture.tobytes() == before
     assert torch.equal(torch.get_rng_state(), state)
+
+
+def test_guidance_against_the_empty_sentence_is_that_formula(model: UniDiffuser) -> None:
+    """One step from pure noise: x0 = D + s (D - D_empty), with the sentence of no words as what is known less."""
+    options: dict[str, Any] = {"text": LARGE_CIRCLE, "seed": 3, "steps": 1, "solver": "ddim"}
+    [guided] = model.sample("image", guidance=Guidance(scale=2.0, against="empty"), **options)
+    codec = model.modalities["text"]
+    assert codec.decode(codec.empty()) == [""]
+    start = noise_like({"image": model.shapes["image"]}, [3], "start")["image"]
+    t = {"image": torch.ones(1), "text": torch.zeros(1)}
+    with torch.inference_mode():
+        said = [
+            model.denoiser({"image": start, "text": text}, t)["image"]
+            for text in (model.encode(text=LARGE_CIRCLE)["text"], codec.empty()[""])
+        ]
+    expected = model.decode({"image": said[0] + 2.0 * (said[0] - said[1])})["image"][0]
+    assert same(guided["image"], expected)
+    with pytest.raises(ValueError, match="cannot be empty; use guidance against 'marginal'"):
+        model.sample("text", image=expected, guidance=Guidance(scale=2.0, against="empty"))

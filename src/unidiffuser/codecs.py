@@ -57,6 +57,10 @@ class Codecs:
             if name in present
         }
 
+    def empty(self, names: Iterable[str]) -> Joint:
+        """The empty values (1, ...) of some modalities; ValueError for one that has none."""
+        return {_full(name, stream): x for name in names for stream, x in self[name].empty().items()}
+
     def given(
         self, sampled: Iterable[str], n: int, given: Mapping[str, Any], masks: Mapping[str, Any]
     ) -> tuple[dict[str, list[Any]], Known]:

@@ -383,6 +383,8 @@ class UniDiffuser:
         given = self.codecs.encode({name: raws[rows] for name, raws in plan.given.items()})
         known = {stream: (x[rows], mask[rows]) for stream, (x, mask) in plan.known.items()}
         settings = plan.settings
+        against_empty = settings.guidance.against == "empty"
+        empty = self.codecs.empty(plan.roles.given) if against_empty else None
         with torch.inference_mode():
             return sampling.sample(
                 self.denoiser,
@@ -393,6 +395,7 @@ class UniDiffuser:
                 given=given,
                 known=known,
                 guidance=settings.guidance,
+                empty=empty,
                 solver=settings.solver,
                 steps=settings.steps,
                 grid=settings.grid,

@@ -10,6 +10,7 @@ import argparse
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from itertools import groupby
 from pathlib import Path
 from typing import Any
@@ -118,19 +119,22 @@ def train(args: argparse.Namespace, terminal: Terminal) -> int:
     if args.preset not in PRESETS:
         known = f"there are {', '.join(PRESETS)}{flags.guess(args.preset, PRESETS)}"
         raise ValueError(f"there is no preset {args.preset!r}; {known}")
+    preset = PRESETS[args.preset]()
+    if args.steps is not None:
+        preset = replace(preset, training=replace(preset.training, steps=args.steps))
     with terminal.progress("training") as progress:
 
         def show(stage: str, done: int, total: int, figures: Mapping[str, float]) -> None:
             progress(done, total)
 
-        carry_out(PRESETS[args.preset](), Path(args.run), device=args.device, progress=show)
+        carry_out(preset, Path(args.run), device=args.device, progress=show)
     final = str(Path(args.run) / "final")
     terminal.answer({"model": final}, [final])
     return 0
 
 
 def evaluate(args: argparse.Namespace, terminal: Terminal) -> int:
-    """Measure a model against a world whose truth is known."""
+    """Measure a model of the scenes against their truth."""
     from unidiffuser.evaluate import evaluate_scenes, markdown
 
     model = flags.load(args)
@@ -145,7 +149,7 @@ def evaluate(args: argparse.Namespace, terminal: Terminal) -> int:
             progress=lambda what, done, total: progress(done, total),
         )
     terminal.answer(
-        {"model": model.name, "model_sha256": model.digest, "world": args.world, **report}, [markdown(report)]
+        {"model": model.name, "model_sha256": model.digest, "world": "scenes", **report}, [markdown(report)]
     )
     return 0
 
@@ -211,12 +215,14 @@ def train_flags(parser: Parser) -> None:
     """The flags of train."""
     parser.add_argument("preset", help="the name of a recipe; an unknown name lists them")
     parser.flag("--run", required=True, metavar="FOLDER", help="checkpoints, metrics, and in the end the model: final/")
-    parser.flag("--device", default="cpu", help="where to train: cpu, cuda (default: cpu)")
+    parser.flag("--steps", type=flags.whole, help="optimiser steps of the network (default: the preset's)")
+    flags.add_device(parser)
 
 
 def evaluate_flags(parser: Parser) -> None:
     """The flags of evaluate."""
-    parser.add_argument("world", choices=["scenes"], help="the world to measure against")
+    parser.add_argument("model", help="name of a model in the box, or a folder")
+    flags.add_device(parser)
     parser.flag("--samples", type=flags.whole, default=1000, metavar="N", help="samples a row, 8 to 10000")
     parser.flag("--seed", type=flags.whole, help="of captions and noise (default: 0)")
     flags.add_settings(parser)
@@ -232,7 +238,7 @@ VERBS: dict[str, tuple[Verb, Callable[[Parser], None] | None, bool]] = {
     "chain": (chain, chain_flags, True),
     "score": (score, score_flags, True),
     "train": (train, train_flags, False),
-    "evaluate": (evaluate, evaluate_flags, True),
+    "evaluate": (evaluate, evaluate_flags, False),
     "models": (models, models_flags, False),
     "doctor": (doctor, None, False),
 }

@@ -97,6 +97,11 @@ def add_manners(parser: Parser) -> None:
 def add_model(parser: Parser) -> None:
     """The flags that say which model, and where it runs."""
     parser.flag("--model", metavar="MODEL", help="name of a model in the box, or a folder (default: scenes)")
+    add_device(parser)
+
+
+def add_device(parser: Parser) -> None:
+    """The flag that says where the network runs."""
     parser.flag("--device", default="cpu", help="where the network runs: cpu, cuda, mps (default: cpu)")
 
 

@@ -54,6 +54,13 @@ class Modality(ABC, Generic[Raw]):
     def decode(self, streams: Mapping[str, Tensor]) -> list[Raw]:
         """Relative stream name -> (B, ...), in or near the range of `encode`, to B raw values."""
 
+    def empty(self) -> dict[str, Tensor]:
+        """What says nothing, as a clean value: relative stream name -> (1, ...), for guidance against "empty".
+
+        A codec that has such a value overrides this; here it raises ValueError.
+        """
+        raise ValueError(f"a value of kind {self.kind!r} cannot be empty; use guidance against 'marginal'")
+
     def part(self, raw: Any, mask: Any = None) -> tuple[Raw, dict[str, Tensor]]:
         """A raw value with holes -> (a whole value, relative stream -> which of it is known, bool of the shape).
 

@@ -91,6 +91,10 @@ class Text(Modality[str]):
             sentences.append(self.tokenizer.decode([i - 1 for i in ids]).removeprefix(" "))
         return sentences
 
+    def empty(self) -> dict[str, Tensor]:
+        """The sentence without words: the end at every position."""
+        return {"": self.codes[END].expand(1, *self.streams[""]).clone()}
+
     def part(self, raw: Any, mask: Any = None) -> tuple[str, dict[str, Tensor]]:
         """A sentence with blanks "___" as `mask` has it; it takes no other mask."""
         if mask is not None:
