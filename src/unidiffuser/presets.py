@@ -22,7 +22,7 @@ def scenes() -> Preset:
         text={"length": 20, "width": 16},
         autoencoder=AutoEncoderConfig(size=64, latent_channels=4, factor=8, width=64, blocks=1),
         autoencoder_training=OptimiserSettings(
-            steps=4000, batch=32, lr=1.5e-3, warmup=200, cooldown=0.3, ema=0.998, save_every=500, log_every=100
+            steps=3000, batch=32, lr=1.5e-3, warmup=200, cooldown=0.3, ema=0.998, save_every=500, log_every=100
         ),
         network={"kind": "uvit", "dim": 256, "depth": 6, "heads": 8, "patch": 2, "norm": "pre"},
         process="rectified_flow",

@@ -26,7 +26,7 @@ from PIL import Image
 
 from unidiffuser.datasets.scenes import grammar, render
 from unidiffuser.datasets.scenes.facts import SHAPES, Object, Scene
-from unidiffuser.datasets.scenes.render import GROUND, PAINT, RADII, UNIT, WIDTH, Placed
+from unidiffuser.datasets.scenes.render import GROUND, PAINT, RADIUS, UNIT, WIDTH, Placed
 
 MISFIT = 65.0  # of 441, the distance from black to white
 AMBIGUOUS = 0.85  # best misfit / second best, above which neither word is right
@@ -37,7 +37,6 @@ STEEP = 1.15  # a relation needs its axis this much longer than the other
 Reals = NDArray[np.float64]
 Mask = NDArray[np.bool_]
 
-_SIZE_OF = {radius: size for size, radii in RADII.items() for radius in radii}
 _CENTRES = np.arange(WIDTH) + 0.5
 
 
@@ -124,16 +123,15 @@ def _fit(alpha: Reals, body: Mask, shade: float, colour: str) -> Placed:
     solid = np.where(body, alpha, 0.0)
     area = solid.sum()
     y, x = solid.sum(1) @ _CENTRES / area, solid.sum(0) @ _CENTRES / area
-    best: dict[tuple[str, str], tuple[float, Placed]] = {}
+    guesses: list[tuple[float, Placed]] = []
     for shape in SHAPES:
-        for radius, size in _SIZE_OF.items():
+        for size, radius in RADIUS.items():
             drop, full = _balance(shape, radius)
             if not 0.6 < area / full < 1.6:
                 continue
             guess = Placed(Object(size, colour, shape), round(x * UNIT), round((y - drop) * UNIT), radius)
-            score = _distance(alpha, guess, shade), guess
-            best[shape, size] = min(best.get((shape, size), score), score, key=_score)
-    settled = sorted((_settle(alpha, p, shade) for _, p in sorted(best.values(), key=_score)[:3]), key=_score)
+            guesses.append((_distance(alpha, guess, shade), guess))
+    settled = sorted((_settle(alpha, p, shade) for _, p in sorted(guesses, key=_score)[:3]), key=_score)
     if not settled:
         raise UnreadableError(f"something {colour} has no size of this world")
     if len(settled) > 1 and settled[0][0] > AMBIGUOUS * settled[1][0]:
@@ -147,12 +145,11 @@ def _score(scored: tuple[float, Placed]) -> float:
 
 
 def _settle(alpha: Reals, guess: Placed, shade: float) -> tuple[float, Placed]:
-    """Move a guess by quarter pixels, and its radius within its size, as long as that brings it nearer."""
+    """Move a guess by quarter pixels as long as that brings it nearer."""
     best = _distance(alpha, guess, shade), guess
     while True:
         p = best[1]
         moves = [Placed(p.thing, p.x + i, p.y + j, p.radius) for i, j in ((-1, 0), (1, 0), (0, -1), (0, 1))]
-        moves += [Placed(p.thing, p.x, p.y, r) for r in (p.radius - 1, p.radius + 1) if _SIZE_OF.get(r) == p.thing.size]
         step = min(((_distance(alpha, move, shade), move) for move in moves), key=_score)
         if step[0] >= best[0]:
             return best

@@ -1,8 +1,8 @@
 """Facts to a 64 x 64 picture: where the objects stand, their outlines, and how they are painted.
 
-Placing. Lengths are whole quarter pixels. Along the axis of the relation the boxes of neighbours keep at least `GAP`,
-all keep `MARGIN` from the border, and what is left over is split at random; across it a centre is uniform where
-|across| <= |along| / 1.3 to its neighbour, so a relation is never ambiguous.
+Placing. Lengths are whole quarter pixels, centres lie on a lattice of two pixels. Along the axis of the relation the
+boxes of neighbours keep at least `GAP`, all keep `MARGIN` from the border, and what is left over is split at random;
+across it a centre is uniform where |across| <= |along| / 1.3 to its neighbour, so a relation is never ambiguous.
 
 Painting. An outline is a rule on the unit box [-1, 1]^2, y down: a heart is (x^2 + y^2 - 1)^3 <= x^2 y^3, every other
 shape all points within a rounding distance of a polygon. Its coverage is counted on 8 x 8 points a pixel. Ground, soft
@@ -14,6 +14,7 @@ It does not know captions, splits or probabilities of facts.
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
+from itertools import pairwise
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,9 +23,10 @@ from unidiffuser.datasets.scenes.dice import Dice
 from unidiffuser.datasets.scenes.facts import Object, Scene
 
 WIDTH = 64  # pixels, both ways
-UNIT = 4  # places and radii are multiples of 1/4 pixel
+UNIT = 4  # lengths are multiples of 1/4 pixel
+LATTICE = 2 * UNIT  # of the centres: an object looks alike wherever it stands, so little is left to learn by heart
 GAP, MARGIN = 3 * UNIT, 2 * UNIT
-RADII: Mapping[str, tuple[int, ...]] = {"small": (24, 25, 26), "medium": (36, 37, 38), "large": (51, 52, 53)}
+RADIUS: Mapping[str, int] = {"small": 24, "medium": 36, "large": 52}
 
 # No colour lies near a mixture of another colour and a ground, nor a ground near another: anti-aliasing and a model's
 # blur must not turn one word into another.
@@ -90,7 +92,7 @@ def place(scene: Scene, dice: Dice) -> tuple[Placed, ...]:
     for thing in scene.objects:
         if thing.size is None:
             raise ValueError(f"the size of the {thing.colour} {thing.shape} is not said; a picture needs every size")
-        radii.append(dice.pick(RADII[thing.size]))
+        radii.append(RADIUS[thing.size])
     along = _along(radii, dice)
     across = _across(radii, along, dice)
     xs, ys = (along, across) if scene.relation == "left of" else (across, along)
@@ -99,16 +101,14 @@ def place(scene: Scene, dice: Dice) -> tuple[Placed, ...]:
 
 def _along(radii: list[int], dice: Dice) -> list[int]:
     """Centres on the axis of the relation: boxes in a row, the room to spare split by uniform cuts."""
-    n = len(radii)
-    spare = WIDTH * UNIT - 2 * MARGIN - GAP * (n - 1) - 2 * sum(radii)
+    first = [_up(MARGIN + radii[0])]
+    for before, radius in pairwise(radii):
+        first.append(_up(first[-1] + before + GAP + radius))
+    spare = (WIDTH * UNIT - MARGIN - radii[-1] - first[-1]) // LATTICE
     if spare < 0:
         raise ValueError("three objects of these sizes do not fit; use at most one large or two medium ones")
-    cuts = sorted(dice.between(0, spare) for _ in range(n))
-    centres, start = [], MARGIN
-    for k, radius in enumerate(radii):
-        centres.append(start + cuts[k] + radius)
-        start += 2 * radius + GAP
-    return centres
+    cuts = sorted(dice.between(0, spare) for _ in radii)
+    return [centre + LATTICE * cut for centre, cut in zip(first, cuts, strict=True)]
 
 
 def _across(radii: list[int], along: list[int], dice: Dice) -> list[int]:
@@ -119,8 +119,13 @@ def _across(radii: list[int], along: list[int], dice: Dice) -> list[int]:
         if k:
             reach = (along[k] - along[k - 1]) * 10 // 13
             low, high = max(low, centres[-1] - reach), min(high, centres[-1] + reach)
-        centres.append(dice.between(low, high))
+        centres.append(LATTICE * dice.between(_up(low) // LATTICE, high // LATTICE))
     return centres
+
+
+def _up(length: int) -> int:
+    """The next point of the lattice."""
+    return -(-length // LATTICE) * LATTICE
 
 
 def paint(placed: tuple[Placed, ...], background: str | None) -> Bytes:
