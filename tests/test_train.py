@@ -156,6 +156,7 @@ def tiny(steps: int) -> Preset:
         process="rectified_flow",
         prediction="x0",
         space="v",
+        max_scale=4.0,
         ends=0.1,
         training=settings,
         settings=Settings(steps=2),

@@ -73,6 +73,8 @@ class Preset:
     """What the network puts out."""
     space: Prediction
     """Where its error is measured."""
+    max_scale: float
+    """The bound on that error's growth towards t = 0; see `losses.Objective`."""
     ends: float
     """The share of timesteps exactly at 0, and at 1; see `timesteps.draw_timesteps`."""
     training: OptimiserSettings
@@ -131,7 +133,13 @@ def _trained_network(
     network = build({**preset.network, "streams": streams}).to(device)
     batches = Batches(preset.pairs, settings.batch, settings.seed, partial(_encode, modalities), device)
     process = PROCESSES[preset.process]()
-    objective = Objective(process=process, prediction=preset.prediction, space=preset.space, ends=preset.ends)
+    objective = Objective(
+        process=process,
+        prediction=preset.prediction,
+        space=preset.space,
+        max_scale=preset.max_scale,
+        ends=preset.ends,
+    )
     follow = _stage(progress, "network", settings)
     return fit_network(network, batches, objective, settings, run / "network", progress=follow)
 
