@@ -192,13 +192,10 @@ def _claim(run: Path, preset: Preset) -> None:
 
 
 def _settled(described: Mapping[str, Any]) -> dict[str, Any]:
-    """A preset without what may change when a run goes on: its length, and how the model is sampled."""
+    """A preset without what may change when a run goes on: the network's steps, and how the model is sampled."""
     free = ("steps", "cooldown", "save_every", "log_every")
-    settled = {
-        k: ({n: x for n, x in v.items() if n not in free} if k.endswith("training") else v)
-        for k, v in described.items()
-    }
-    return {k: v for k, v in settled.items() if k != "settings"}
+    settled = {name: value for name, value in described.items() if name != "settings"}
+    return settled | {"training": {name: x for name, x in described["training"].items() if name not in free}}
 
 
 def fit_autoencoder(
