@@ -19,7 +19,7 @@ from pathlib import Path
 
 from PIL import Image, ImageDraw, ImageFont
 
-from unidiffuser import UniDiffuser
+from unidiffuser import ModelError, UniDiffuser
 from unidiffuser.cli.outputs import heat
 from unidiffuser.datasets.scenes import Scenes, facts, oracle
 
@@ -343,7 +343,11 @@ def main(argv: list[str]) -> int:
     parser.add_argument("--model", default="scenes", help="a model in the box, or a folder")
     args = parser.parse_args(argv)
     started = time.monotonic()
-    model = UniDiffuser.from_pretrained(args.model)
+    try:
+        model = UniDiffuser.from_pretrained(args.model)
+    except ModelError as error:
+        print(f"demo: {error}", file=sys.stderr)
+        return 1
     rows = list(progress(model))
     subtitle = (
         "What is sampled is named, what is given is passed, the rest is ignored. "
