@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from unidiffuser.networks import build, find, kinds
-from unidiffuser.networks.uvit import UViT, UViTConfig, unpatchify
+from unidiffuser.networks.uvit import UViT, UViTConfig, rotate, unpatchify
 
 SHAPES = {"text": (5, 3), "image.clip": (1, 6), "image.latent": (4, 4, 4)}
 
@@ -125,17 +125,45 @@ def test_a_grid_of_another_size_has_interpolated_positions() -> None:
     torch.testing.assert_close(wide, F.interpolate(grid, (3, 5), mode="bilinear"))
 
 
+def rotary(streams: dict[str, tuple[int, ...]]) -> UViT:
+    return UViT(UViTConfig(streams=streams, dim=32, heads=2, depth=2, rotary=True))
+
+
+def test_rotated_attention_sees_how_far_apart_two_tokens_are_and_nothing_else() -> None:
+    network = rotary({"text": (9, 3), "image": (4, 8, 8)})
+    rotation = network._rotation(network.config.streams, torch.zeros(1))
+    q, k = torch.randn(2, 16, generator=torch.Generator().manual_seed(2))
+    n = 2 + 9 + 16
+    scores = rotate(q.expand(n, 16), rotation) @ rotate(k.expand(n, 16), rotation).T
+    words, patches = scores[2:11, 2:11], scores[11:, 11:].view(4, 4, 4, 4)
+    for apart in range(-8, 9):
+        torch.testing.assert_close(words.diagonal(apart), words.diagonal(apart)[:1].expand(9 - abs(apart)))
+    torch.testing.assert_close(patches[:3, :2, 1:, 2:].diagonal(dim1=0, dim2=2).diagonal(dim1=0, dim2=1),
+                               patches[0, 0, 1, 2].expand(3, 2))  # fmt: skip
+    assert words[0].std() > 0.1 and patches[0, 0].std() > 0.1
+
+
+def test_a_larger_grid_is_rotated_over_the_same_range() -> None:
+    network = rotary({"image": (4, 8, 8)})
+    cos, _ = network._rotation({"image": (4, 16, 16)}, torch.zeros(1))
+    known, _ = network._rotation({"image": (4, 8, 8)}, torch.zeros(1))
+    torch.testing.assert_close(cos[1:].view(8, 8, -1)[1::2, 1::2], known[1:].view(4, 4, -1))
+
+
 def test_unpatchify_puts_every_number_in_its_place() -> None:
     x = torch.randn(2, 3, 4, 6)
     tokens = x.unfold(2, 2, 2).unfold(3, 2, 2).permute(0, 2, 3, 4, 5, 1).reshape(2, 6, 12)
     assert torch.equal(unpatchify(tokens, (3, 4, 6), 2), x)
 
 
-@pytest.mark.parametrize("kind", kinds())
-def test_a_network_comes_back_from_its_description_and_every_parameter_learns(kind: str) -> None:
+KINDS = [{"kind": kind} for kind in kinds()] + [{"kind": "uvit", "rotary": True, "timestep_mlp": True, "heads": 2}]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_network_comes_back_from_its_description_and_every_parameter_learns(kind: dict[str, object]) -> None:
     torch.manual_seed(0)
     streams = {"image": [2, 4, 4], "text": [3, 5]}
-    network = build({"kind": kind, "streams": streams, "dim": 16})
+    network = build({**kind, "streams": streams, "dim": 16})
     again = build(network.describe())
     again.load_state_dict(network.state_dict())
     xt = {s: torch.randn(4, *shape) for s, shape in streams.items()}
@@ -146,10 +174,10 @@ def test_a_network_comes_back_from_its_description_and_every_parameter_learns(ki
     assert [name for name, p in network.named_parameters() if p.grad is None or not p.grad.any()] == []
 
 
-@pytest.mark.parametrize("kind", kinds())
-def test_a_row_is_the_same_in_any_batch_to_the_bit(kind: str) -> None:
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_row_is_the_same_in_any_batch_to_the_bit(kind: dict[str, object]) -> None:
     torch.manual_seed(0)
-    network = build({"kind": kind, "streams": {"image": [4, 8, 8], "text": [20, 16]}, "dim": 64}).eval()
+    network = build({**kind, "streams": {"image": [4, 8, 8], "text": [20, 16]}, "dim": 64}).eval()
     xt = {"image": torch.randn(33, 4, 8, 8), "text": torch.randn(33, 20, 16)}
     t = {"image": torch.rand(33), "text": torch.rand(33)}
     with torch.inference_mode():
@@ -165,6 +193,7 @@ def test_a_row_is_the_same_in_any_batch_to_the_bit(kind: str) -> None:
         ({"depth": 3}, "even depth"),
         ({"dim": 10, "heads": 4}, "multiple of twice its heads"),
         ({"norm": "no"}, "'post' or 'pre'"),
+        ({"rotary": True}, "heads of at least 8"),
         ({"streams": {}}, "at least one stream"),
         ({"streams": {"image": (4, 3, 3)}}, "multiple of the patch"),
         ({"streams": {"image": (4,)}}, "a grid is"),

@@ -19,19 +19,35 @@ def scenes() -> Preset:
         name="scenes",
         pairs=Scenes(split="train", length=ENDLESS),
         fitted_on=4000,
-        text={"length": 20, "width": 16},
+        text={"length": 20, "width": 32},
         autoencoder=AutoEncoderConfig(size=64, latent_channels=4, factor=8, width=64, blocks=1),
         autoencoder_training=OptimiserSettings(
             steps=3000, batch=32, lr=1.5e-3, warmup=200, cooldown=0.3, ema=0.998, save_every=500, log_every=100
         ),
-        network={"kind": "uvit", "dim": 256, "depth": 6, "heads": 8, "patch": 2, "norm": "pre"},
+        network={
+            "kind": "uvit",
+            "dim": 256,
+            "depth": 6,
+            "heads": 4,
+            "patch": 2,
+            "norm": "pre",
+            "rotary": True,
+            "timestep_mlp": True,
+        },
         process="rectified_flow",
         prediction="x0",
         space="v",
         max_scale=2.0,  # the decoder forgives what is finer: with noise 0.2 on its latents it is never read wrong
         ends=0.15,
         training=OptimiserSettings(
-            steps=40_000, batch=32, lr=6e-4, warmup=500, cooldown=0.25, save_every=1000, log_every=100
+            steps=100_000,
+            batch=32,
+            lr=6e-4,
+            betas=(0.9, 0.999),
+            warmup=500,
+            cooldown=0.25,
+            save_every=1000,
+            log_every=100,
         ),
         settings=Settings(steps=25, solver="dpmpp_2m", grid="uniform", guidance=Guidance(scale=1.0)),
     )

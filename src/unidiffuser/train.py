@@ -131,7 +131,9 @@ def _trained_network(
     settings = preset.training
     streams = {name: codec.streams[""] for name, codec in modalities.items()}
     network = build({**preset.network, "streams": streams}).to(device)
-    batches = Batches(preset.pairs, settings.batch, settings.seed, partial(_encode, modalities), device)
+    batches = Batches(
+        preset.pairs, settings.batch, settings.seed, partial(_encode, modalities, settings.autocast), device
+    )
     process = PROCESSES[preset.process]()
     objective = Objective(
         process=process,
@@ -157,9 +159,9 @@ def _pixels(pairs: Sequence[Mapping[str, Any]]) -> Joint:
     return {"image": pixels.permute(0, 3, 1, 2) / 127.5 - 1}
 
 
-def _encode(modalities: Mapping[str, Modality[Any]], pairs: Sequence[Mapping[str, Any]]) -> Joint:
+def _encode(modalities: Mapping[str, Modality[Any]], autocast: bool, pairs: Sequence[Mapping[str, Any]]) -> Joint:
     """Raw pairs -> stream -> (B, ...)."""
-    with torch.inference_mode():
+    with torch.inference_mode(), torch.autocast("cpu", torch.bfloat16, enabled=autocast):
         return {
             name: codec.encode_together([pair[name] for pair in pairs])[""].clone()
             for name, codec in modalities.items()

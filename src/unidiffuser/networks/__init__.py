@@ -8,12 +8,15 @@ import dataclasses
 import importlib
 import pkgutil
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, ClassVar, Self
 
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from unidiffuser.joint import Joint
+
+STEADY_ROWS = 16
 
 
 class Network(nn.Module, ABC):
@@ -83,3 +86,11 @@ def build(description: Mapping[str, Any]) -> Network:
     """The network that `Network.describe` described, with fresh weights."""
     config = dict(description)
     return find(str(config.pop("kind", None))).from_config(config)
+
+
+def steadily(function: Callable[[Tensor], Tensor], rows: Tensor) -> Tensor:
+    """function(rows) of (B, D) rows, each the same to the bit in any batch.
+
+    A product of few rows adds up in another order than that of many, so few are padded to `STEADY_ROWS`.
+    """
+    return function(F.pad(rows, (0, 0, 0, max(STEADY_ROWS - len(rows), 0))))[: len(rows)]

@@ -9,14 +9,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from unidiffuser.joint import Joint, modalities_of
-from unidiffuser.networks import Network
+from unidiffuser.networks import Network, steadily
 from unidiffuser.networks.uvit import sinusoid
-
-STEADY_ROWS = 16
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,9 +58,13 @@ class MLP(Network):
         values = [xt[stream].flatten(1) for stream in self.config.streams]
         times = [sinusoid(t[m] * 1000.0, self.config.dim).to(values[0]) for m in self.modalities]
         rows = torch.cat(values + times, 1)
-        # A product of few rows adds up in another order than that of many; a row should be the same in any batch.
-        x = self.embed(F.pad(rows, (0, 0, 0, max(STEADY_ROWS - len(rows), 0))))  # (B, D)
+        parts = steadily(self._rows, rows).split(self.sizes, 1)
+        return {stream: part.reshape(xt[stream].shape) for stream, part in zip(self.config.streams, parts, strict=True)}
+
+    def _rows(self, rows: Tensor) -> Tensor:
+        """All streams and timesteps as one row a sample -> all outputs as one row."""
+        x = self.embed(rows)  # (B, D)
         for layer in self.layers:
             x = x + layer(x)
-        parts = self.head(x)[: len(rows)].split(self.sizes, 1)
-        return {stream: part.reshape(xt[stream].shape) for stream, part in zip(self.config.streams, parts, strict=True)}
+        out: Tensor = self.head(x)
+        return out

@@ -6,6 +6,12 @@ label, then the tokens of every stream; a first half of blocks, one in the middl
 takes the output of its mirror image through a linear layer. The released model normalises after attention and after
 the MLP, on the residual path itself ("post"); the original U-ViT normalises before them ("pre").
 
+Two options are not the paper's. Small networks learn much faster with them (docs/LOG.md):
+
+    rotary        queries and keys are rotated by angles that grow with the token's row, column or index, so that
+                  attention sees how far apart two tokens are (Su et al. 2021, arXiv 2104.09864)
+    timestep_mlp  besides its token, a timestep is added through an MLP to every token of its modality
+
 Shapes: B batch, N tokens, D width, H heads, M modalities.
 
 The network sees shapes and timesteps in [0, 1]. It knows nothing of noise schedules, files or tokenizers.
@@ -20,10 +26,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from unidiffuser.joint import Joint, Shapes, modalities_of
-from unidiffuser.networks import Network
+from unidiffuser.joint import Joint, Shapes, modalities_of, modality_of
+from unidiffuser.networks import Network, steadily
 
 INIT_STD = 0.02
+MIN_PAIRS = 4
+"""Rotated pairs a head: a quarter turn with the row, a quarter with the column, half with the index."""
+
+Rotation = tuple[Tensor, Tensor]
+"""The cosines and sines by which every token is rotated, each (N, D/H/2)."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,6 +59,10 @@ class UViTConfig:
     """Where a block normalises: as the released UniDiffuser (post) or as the original U-ViT (pre)."""
     labels: int = 0
     """Number of global labels (the data type of the released v1); 0: no label token."""
+    rotary: bool = False
+    """Whether attention also sees relative places: rows and columns of grids, indices of sequences."""
+    timestep_mlp: bool = False
+    """Whether a modality's timestep is also added to all its tokens, through an MLP."""
 
     def __post_init__(self) -> None:
         if not self.streams:
@@ -56,6 +71,10 @@ class UViTConfig:
             raise ValueError(
                 f"a U-ViT needs an even depth and a width that is a multiple of twice its heads, "
                 f"not depth {self.depth}, width {self.dim}, heads {self.heads}"
+            )
+        if self.rotary and self.dim // self.heads < 2 * MIN_PAIRS:
+            raise ValueError(
+                f"rotary positions need heads of at least {2 * MIN_PAIRS} numbers, not {self.dim // self.heads}"
             )
         if self.norm not in ("post", "pre"):
             raise ValueError(f"norm must be 'post' or 'pre', not {self.norm!r}")
@@ -96,26 +115,36 @@ class UViT(Network):
         self.mid_block = Block(config)
         self.out_blocks = nn.ModuleList(Block(config, skip=True) for _ in range(half))
         self.norm = nn.LayerNorm(config.dim)
+        d, added = config.dim, self.modalities if config.timestep_mlp else ()
+        self.timestep = nn.ModuleDict({m: nn.Sequential(nn.Linear(d, d), nn.SiLU(), nn.Linear(d, d)) for m in added})
         self.apply(_initialise)
+        for embedding in self.embed.values():
+            embedding.reset_parameters()  # torch's default: tokens of about unit size, beside which 0.02 is nothing
         nn.init.trunc_normal_(self.position, std=INIT_STD)
 
     def forward(self, xt: Joint, t: Mapping[str, Tensor], label: Tensor | None = None) -> Joint:
+        shapes = {stream: tuple(xt[stream].shape[1:]) for stream in self.config.streams}
         x = self.tokens(xt, t, label)  # (B, N, D)
+        rotation = self._rotation(shapes, x) if self.config.rotary else None
         skips = []
         for block in self.in_blocks:
-            x = block(x)
+            x = block(x, rotation)
             skips.append(x)
-        x = self.mid_block(x)
+        x = self.mid_block(x, rotation)
         for block in self.out_blocks:
-            x = block(x, skips.pop())
+            x = block(x, rotation, skips.pop())
         x = self.norm(x)  # (B, N, D)
-        return self.streams(x, {stream: xt[stream].shape[1:] for stream in self.config.streams})
+        return self.streams(x, shapes)
 
     def tokens(self, xt: Joint, t: Mapping[str, Tensor], label: Tensor | None) -> Tensor:
         """[timestep of each modality, label, stream, stream, ...] plus positions: (B, N, D)."""
         shapes = {stream: tuple(xt[stream].shape[1:]) for stream in self.config.streams}
-        parts = [sinusoid(t[m] * 1000.0, self.config.dim).to(self.position.dtype)[:, None] for m in self.modalities]
-        parts += [self.embed[_key(stream)](xt[stream]) for stream in self.config.streams]
+        times = {m: sinusoid(t[m] * 1000.0, self.config.dim).to(self.position.dtype) for m in self.modalities}
+        parts = [time[:, None] for time in times.values()]
+        added = {m: steadily(mlp, times[m])[:, None] for m, mlp in self.timestep.items()} if self.timestep else {}
+        for stream in self.config.streams:
+            tokens = self.embed[_key(stream)](xt[stream])
+            parts.append(tokens + added[modality_of(stream)] if added else tokens)
         x = torch.cat(parts, 1) + self._positions(shapes)
         if not self.config.labels:
             return x
@@ -153,6 +182,35 @@ class UViT(Network):
             start += n
         return torch.cat(parts, 1)
 
+    def _rotation(self, shapes: Shapes, x: Tensor) -> Rotation:
+        """By which angles each token of x (B, N, D) is rotated; a grid of another size is stretched to the one known.
+
+        Row, column and index count from 1; 0 stands for having none. The fastest pair makes a quarter turn a step, the
+        slowest a quarter turn in twice the longest stream.
+        """
+        p, pairs = self.config.patch, self.config.dim // self.config.heads // 2
+        places = [torch.zeros(len(self.modalities) + bool(self.config.labels), 3)]
+        longest = [1.0, 1.0, 1.0]
+        for stream, known in self.config.streams.items():
+            place = torch.zeros(_tokens(shapes[stream], p), 3)
+            if len(known) == 3:
+                rows, columns = (torch.arange(1.0, n // p + 1) for n in shapes[stream][1:])
+                scale = torch.tensor([known[1] / shapes[stream][1], known[2] / shapes[stream][2]])
+                place[:, :2] = torch.cartesian_prod(rows, columns) * scale
+            else:
+                place[:, 2] = torch.arange(1.0, known[0] + 1)
+            longest = [max(a, float(b)) for a, b in zip(longest, place.amax(0), strict=True)]
+            places.append(place)
+        shares = (pairs // 4, pairs // 4, pairs - 2 * (pairs // 4))
+        angles = torch.cat(
+            [
+                place[:, None] * (math.pi / 2) * (2 * far) ** -torch.linspace(0, 1, n)
+                for place, far, n in zip(torch.cat(places).unbind(1), longest, shares, strict=True)
+            ],
+            1,
+        ).to(x.device)
+        return angles.cos(), angles.sin()
+
 
 class PatchEmbedding(nn.Conv2d):
     """A convolution whose stride is its kernel, as one matrix product: (B, C, H, W) -> (B, H W / p^2, D).
@@ -178,14 +236,14 @@ class Block(nn.Module):
         self.mlp = nn.Sequential(nn.Linear(d, config.mlp_ratio * d), nn.GELU(), nn.Linear(config.mlp_ratio * d, d))
         self.mlp_norm = nn.LayerNorm(d)
 
-    def forward(self, x: Tensor, skip: Tensor | None = None) -> Tensor:
+    def forward(self, x: Tensor, rotation: Rotation | None = None, skip: Tensor | None = None) -> Tensor:
         if self.skip is not None:
             assert skip is not None
             x = self.skip_norm(self.skip(torch.cat([x, skip], -1)))
         if self.post:
-            x = self.attention_norm(x + self.attention(x))
+            x = self.attention_norm(x + self.attention(x, rotation))
             return self.mlp_norm(x + self.mlp(x))
-        x = x + self.attention(self.attention_norm(x))
+        x = x + self.attention(self.attention_norm(x), rotation)
         return x + self.mlp(self.mlp_norm(x))
 
 
@@ -198,10 +256,19 @@ class Attention(nn.Module):
         self.qkv = nn.Linear(dim, 3 * dim, bias=False)
         self.proj = nn.Linear(dim, dim)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, rotation: Rotation | None = None) -> Tensor:
         qkv = self.qkv(x).unflatten(-1, (3, self.heads, -1))  # (B, N, 3, H, D/H)
         q, k, v = qkv.permute(2, 0, 3, 1, 4)  # 3 x (B, H, N, D/H)
+        if rotation is not None:
+            q, k = rotate(q, rotation), rotate(k, rotation)
         return self.proj(attention(q, k, v).transpose(1, 2).flatten(2))  # (B, N, D)
+
+
+def rotate(x: Tensor, rotation: Rotation) -> Tensor:
+    """Rotate the pairs (x_i, x_{i + d/2}) of (B, H, N, d) by the angles of their token."""
+    cos, sin = (part.to(x.dtype) for part in rotation)  # (N, d/2)
+    a, b = x.chunk(2, -1)
+    return torch.cat([a * cos - b * sin, a * sin + b * cos], -1)
 
 
 def attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
