@@ -119,6 +119,7 @@ class UViT(Network):
         self.timestep = nn.ModuleDict({m: nn.Sequential(nn.Linear(d, d), nn.SiLU(), nn.Linear(d, d)) for m in added})
         self.apply(_initialise)
         for embedding in self.embed.values():
+            assert isinstance(embedding, nn.Linear | PatchEmbedding)
             embedding.reset_parameters()  # torch's default: tokens of about unit size, beside which 0.02 is nothing
         nn.init.trunc_normal_(self.position, std=INIT_STD)
 
