@@ -73,7 +73,8 @@ def test_a_run_that_crashed_and_went_on_ends_in_the_same_bits(tmp_path: Path, st
         run(tmp_path / "crashed", stop_at(stop, crash))
     resumed = run(tmp_path / "crashed")
     assert {k: torch.equal(v, resumed[k]) for k, v in straight.items()} == dict.fromkeys(straight, True)
-    assert [p.name for p in sorted((tmp_path / "crashed/checkpoints").iterdir())] == ["step-00000010", "step-00000012"]
+    kept = sorted((tmp_path / "crashed/checkpoints").iterdir())
+    assert len(kept) == 2 and kept[-1].name == "step-00000012"
 
 
 @pytest.mark.parametrize(("number", "error"), [(signal.SIGTERM, SystemExit), (signal.SIGINT, KeyboardInterrupt)])
@@ -181,7 +182,7 @@ def test_a_preset_gives_a_model_that_samples_and_going_on_changes_nothing(tmp_pa
     assert set(sampled[0].values) == {"image", "text"}
     assert resumed.network.state_dict().keys() == weights.keys()
     assert (tmp_path / "halves/final/model.safetensors").is_file()
-    with pytest.raises(ValueError, match="other settings .*network.dim"):
+    with pytest.raises(ValueError, match=r"other settings .*network\.dim"):
         train(replace(tiny(4), network={"kind": "mlp"}), tmp_path / "straight")
 
 

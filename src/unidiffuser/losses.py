@@ -9,7 +9,7 @@ predict, and it does not count.
 This file knows nothing of optimisers, data or codecs.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -84,7 +84,7 @@ def draw(shapes: Shapes, seed: int, step: int, places: Sequence[int], ends: floa
 
 def noised_loss(
     objective: Objective,
-    network: nn.Module,
+    network: Callable[..., Joint],
     x0: Joint,
     eps: Joint,
     t: Mapping[str, Tensor],

@@ -10,10 +10,11 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import torch.distributed as dist
-import torch.distributed.checkpoint as dcp
 from safetensors.torch import load_file
 from torch import Tensor
-from torch.distributed.checkpoint import HuggingFaceStorageReader, HuggingFaceStorageWriter
+from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageReader, HuggingFaceStorageWriter
+from torch.distributed.checkpoint.state_dict_loader import load
+from torch.distributed.checkpoint.state_dict_saver import save
 from torch.distributed.tensor import DTensor, distribute_tensor
 
 from unidiffuser.checkpoints.training import STATE
@@ -24,7 +25,7 @@ def fill(aside: Path, state: Mapping[str, Tensor]) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         writer = HuggingFaceStorageWriter(str(aside), save_distributed=True)
-        dcp.save(dict(state), storage_writer=writer, no_dist=not dist.is_initialized())
+        save(dict(state), storage_writer=writer, no_dist=not dist.is_initialized())
 
 
 def load_into(folder: Path, state: Mapping[str, Tensor], *, part: bool = False) -> None:
@@ -40,7 +41,7 @@ def load_into(folder: Path, state: Mapping[str, Tensor], *, part: bool = False) 
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             reader = HuggingFaceStorageReader(str(folder))
-            dcp.load(dict(state), storage_reader=reader, no_dist=not dist.is_initialized())
+            load(dict(state), storage_reader=reader, no_dist=not dist.is_initialized())
         return
     saved = load_file(folder / STATE)
     if strange := sorted(state.keys() - saved.keys() if part else saved.keys() ^ state.keys()):

@@ -60,7 +60,7 @@ def _values(name: str, pairs: Pairs, count: int) -> Iterator[Any]:
 
 @dataclass(frozen=True)
 class Having:
-    """Pairs of which each has a modality that can be read: in the place of one that has not stands the next that has."""
+    """Pairs that all have a modality: in the place of one that has not, or cannot be read, stands the next."""
 
     pairs: Pairs
     modality: str

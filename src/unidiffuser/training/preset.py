@@ -149,7 +149,15 @@ class Preset:
             raise ValueError(f"the autoencoder of {trained[0]!r} needs settings of its training")
 
 
-FREE = ("name", "settings", "workers", "preview_every", "tensorboard", "sharding", "training.recompute")
+FREE: tuple[str, ...] = (
+    "name",
+    "settings",
+    "workers",
+    "preview_every",
+    "tensorboard",
+    "sharding",
+    "training.recompute",
+)
 FREE += tuple(f"training.{name}" for name in ("steps", "cooldown", "save_every", "log_every", "compile", "accumulate"))
 """What may change when a run goes on: it changes no sample that was seen, nor what the weights mean."""
 

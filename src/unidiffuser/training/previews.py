@@ -67,7 +67,7 @@ def make(run: Path, *, n: int = EXAMPLES) -> Path:
     place = run / "previews" / f"step-{step:08d}"
     given = _read_given(run / "previews" / "given", model, n)
     for sampled, known in distributions(model.modalities):
-        values = {name: given[name] for name in known if name in given}
+        values: dict[str, Any] = {name: given[name] for name in known if name in given}
         if len(values) < len(known):
             continue  # the data has no whole pair among its first
         title = "-".join(sampled) + (f"-given-{'-'.join(known)}" if known else "")

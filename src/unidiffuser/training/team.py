@@ -7,7 +7,7 @@ batch and all gradients are averaged, so that many processes take the very step 
 
 import os
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import timedelta
 from typing import Any
 
@@ -29,7 +29,7 @@ class Team:
 
     rank: int = 0
     size: int = 1
-    device: torch.device = torch.device("cpu")
+    device: torch.device = field(default_factory=lambda: torch.device("cpu"))
     control: Any = None
     """A group on the CPU for what the processes tell each other; None for one process alone."""
 

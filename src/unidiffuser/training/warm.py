@@ -19,6 +19,7 @@ from unidiffuser.modalities import Modality
 from unidiffuser.modalities.image import Image
 from unidiffuser.networks import Network, build
 from unidiffuser.networks.autoencoder import AutoEncoder
+from unidiffuser.networks.uvit import UViT
 
 
 def codecs_of(model: str, wanted: Mapping[str, Mapping[str, Any]]) -> dict[str, Modality[Any]]:
@@ -65,7 +66,7 @@ def grown(parts: Parts, description: Mapping[str, Any]) -> dict[str, Any]:
         result["unseen"] = (*old["unseen"], *new)
         result["labels"] = max(old["labels"], description.get("labels", 0))
         if old["rotary"] and not old["reach"]:
-            result["reach"] = parts.network.reach()
+            result["reach"] = _uvit(parts.network).reach()
     return result
 
 
@@ -85,7 +86,7 @@ def started(parts: Parts, description: Mapping[str, Any], modalities: Mapping[st
     new = network.state_dict()
     for name, x in new.items():
         if name == "position":
-            _positions(parts.network, network, old[name], x)
+            _positions(_uvit(parts.network), _uvit(network), old[name], x)
         elif name in old and old[name].shape == x.shape:
             x.copy_(old[name])
         elif name in old and name == "label.weight":
@@ -99,17 +100,21 @@ def started(parts: Parts, description: Mapping[str, Any], modalities: Mapping[st
     return network
 
 
+def _uvit(network: Network) -> UViT:
+    assert isinstance(network, UViT)
+    return network
+
+
 @torch.no_grad()
-def _positions(before: Any, after: Any, old: Tensor, new: Tensor) -> None:
+def _positions(before: UViT, after: UViT, old: Tensor, new: Tensor) -> None:
     """Take over the learned positions (1, N, D), timestep by timestep and stream by stream."""
     was, now = before.places(), after.places()
     for key, there in now.items():
         if key not in was:
             continue
         part = old[:, was[key]]
-        shape, wanted = before.config.streams.get(key), after.config.streams.get(key)
         if part.shape[1] != there.stop - there.start:
-            part = _resized(part, shape, wanted, before.config.patch)
+            part = _resized(part, before.config.streams[key], after.config.streams[key], before.config.patch)
         new[:, there] = part
 
 
