@@ -6,6 +6,7 @@ do the processes that train together, each of which takes its own rows of every 
 
 import ctypes
 import math
+import os
 import signal
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -152,9 +153,17 @@ class Batches(Dataset[Made], Generic[Made]):
         return map_joint(lambda x: x.to(self.device), made)  # type: ignore[return-value]
 
 
+GRACE = 5.0
+"""So many seconds a loader process works on after SIGTERM."""
+
+
 def _begin_worker(_: int) -> None:
-    """A loader process leaves it to the main process to act on a signal that reaches both, and dies with it."""
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, signal.SIG_IGN)
+    """A loader process leaves it to the main process to act on a signal that reaches both, and dies with it.
+
+    A terminated one still makes what the main process may be waiting for, and then leaves without a failure.
+    """
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, lambda *_: signal.setitimer(signal.ITIMER_REAL, GRACE))
+    signal.signal(signal.SIGALRM, lambda *_: os._exit(0))
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG

@@ -103,6 +103,7 @@ class Refusals:
     """So many samples are seen before the share is judged."""
     seen: int = 0
     refused: int = 0
+    last: str = ""
 
     def add(self, batch: Batch) -> None:
         """Count a batch.
@@ -112,12 +113,11 @@ class Refusals:
         """
         self.seen += len(batch.label)
         for sentence in batch.refused:
-            self.refused += 1
+            self.refused, self.last = self.refused + 1, sentence
             if self.refused <= NAMED:
                 log.warning("left out: %s%s", sentence, " (others are only counted)" if self.refused == NAMED else "")
         if self.seen >= self.least and self.refused > self.budget * self.seen:
-            last = f", the last: {batch.refused[-1]}" if batch.refused else ""
             raise TrainingError(
-                f"{self.refused} values among {self.seen} samples could not be used{last}; "
+                f"{self.refused} values among {self.seen} samples could not be used, the last: {self.last}; "
                 "see `unidiffuser data check` and mend the data"
             )
