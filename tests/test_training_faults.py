@@ -346,7 +346,7 @@ def _plain_values(name: str, most: int) -> Iterator[Any]:
     return (Paired()[i][name] for i in range(16))
 
 
-def test_a_loader_process_that_dies_ends_the_run_with_its_state_saved(tmp_path: Path) -> None:
+def test_a_loader_process_that_dies_ends_the_run_in_one_sentence(tmp_path: Path) -> None:
     dying = replace(preset(Broken(length=400, how="die", every=350), steps=100, seed=1), values=_plain_values)
     with pytest.raises(TrainingError, match="a loader process died"):
         train(dying, tmp_path / "run")

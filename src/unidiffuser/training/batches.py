@@ -19,7 +19,6 @@ from torch.utils.data import DataLoader, Dataset
 
 from unidiffuser.datasets import Pairs
 from unidiffuser.joint import Joint, generator, map_joint
-from unidiffuser.training import TrainingError
 
 AHEAD = 4
 """Batches that every loader process makes ahead."""
@@ -124,25 +123,13 @@ class Batches(Dataset[Made], Generic[Made]):
         return map(self._moved, loader)
 
     def following(self, end: int) -> Callable[[int], Made]:
-        """A function of the part's number, to be called for one after the other; the first call says where to begin.
-
-        Raises:
-            TrainingError: a loader process died.
-        """
+        """A function of the part's number, to be called for one after the other; the first call says where to begin."""
         opened: list[Iterator[Made]] = []
 
         def at(number: int) -> Made:
             if not opened:
                 opened.append(self.from_step(number, end))
-            try:
-                return next(opened[0])
-            except RuntimeError as error:
-                if "DataLoader worker" not in str(error):
-                    raise
-                raise TrainingError(
-                    "a loader process died, perhaps for lack of memory; give the same line again, "
-                    "or with fewer processes: --workers 1"
-                ) from error
+            return next(opened[0])
 
         return at
 
