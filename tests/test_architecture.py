@@ -22,6 +22,7 @@ LAYERS = """
     optimise
     request
     pipeline recipe
+    encode
     codecs
     checkpoints
     datasets
@@ -38,6 +39,7 @@ LAYERS = """
     process
     timesteps
     joint
+    strict_json
 """
 RANK = {name: rank for rank, line in enumerate(LAYERS.split("\n")) for name in line.split()}
 FORBIDDEN_WORDS = {"util", "utils", "helper", "helpers", "manager", "managers", "misc", "common"}

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import torch
@@ -21,6 +21,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from unidiffuser.checkpoints import Settings
+from unidiffuser.datasets import Pairs
 from unidiffuser.joint import Joint, generator, map_joint
 from unidiffuser.losses import Objective, denoising_loss
 from unidiffuser.modalities import Modality
@@ -40,13 +41,6 @@ Follow = Callable[[int, Mapping[str, float]], None]
 
 STATISTICS = 20
 """The autoencoder's latents are standardised over the pictures of its last so many steps."""
-
-
-class Pairs(Protocol):
-    """A data set with random access: `pairs[i]` is modality -> raw value."""
-
-    def __len__(self) -> int: ...
-    def __getitem__(self, index: int) -> Mapping[str, Any]: ...
 
 
 @dataclass(frozen=True, kw_only=True)

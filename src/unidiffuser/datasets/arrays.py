@@ -39,7 +39,7 @@ def open_arrays(root: Path, tally: Tally, names: list[str] | None = None) -> "Ar
     Raises:
         ValueError: there are several, or the file is damaged, holds objects, or arrays of different lengths.
     """
-    tree = scan(root)
+    tree = scan(root, deep=not names)
     used, held_out = training_part(names or archives(tree))
     for name in held_out:
         tally.count("ignored", "it is held out: there is a part named train beside it", name)
@@ -64,6 +64,7 @@ class ArrayRows:
         self.length = next(iter(lengths.values()))
         self.columns = tuple(heads)
         self.defaults = _defaults(heads)
+        self.heavy: Collection[str] = [name for name, (shape, _) in heads.items() if len(shape) > 1]
         self._arrays: dict[str, Array] = {}
 
     def __len__(self) -> int:
@@ -131,7 +132,9 @@ def _defaults(heads: Mapping[str, tuple[tuple[int, ...], np.dtype[Any]]]) -> Col
             }
             if fits[modality]:
                 found.setdefault(modality, name)
-    vectors = [n for n, (shape, kind) in heads.items() if kind.kind in "iuf" and len(shape) == 2 and n not in found.values()]
+    vectors = [
+        n for n, (shape, kind) in heads.items() if kind.kind in "iuf" and len(shape) == 2 and n not in found.values()
+    ]
     if len(vectors) == 1:
         found["vector"] = vectors[0]
     return found

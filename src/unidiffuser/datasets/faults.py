@@ -1,7 +1,8 @@
 """What goes wrong with data, said once and counted: nothing is skipped silently.
 
     Damaged     one sample cannot be used; it is counted, and another takes its place
-    DataLost    the data as a whole cannot be used any more: too much is damaged, or the folder is gone. A run saves and stops
+    DataLost    the data as a whole cannot be used any more, for too much is damaged or the folder is gone: a run saves
+                and stops
 
 A `Tally` counts for one source, by kind and reason:
 
@@ -85,7 +86,7 @@ class Tally:
         """DataLost if of `total` samples more are damaged or lost than the budget allows."""
         if (bad := self.bad()) > max(1, math.floor(self.budget * total)):
             raise DataLost(
-                f"{self.source}: {bad} of {total} samples are damaged or lost ({self._worst()}), more than the budget "
+                f"{self.source}: {bad} of {total} samples are damaged or lost ({self.worst()}), more than the budget "
                 f"of {100 * self.budget:g} %; repair them (`unidiffuser data check` lists them) or raise the budget"
             )
 
@@ -99,7 +100,8 @@ class Tally:
             if counts
         }
 
-    def _worst(self) -> str:
+    def worst(self) -> str:
+        """The most frequent reasons why samples are damaged or lost."""
         both = (self.counts["damaged"] + self.counts["lost"]).most_common(2)
         return "; ".join(f"{n}: {reason}" for reason, n in both)
 

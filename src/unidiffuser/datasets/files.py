@@ -34,7 +34,9 @@ def inside(name: object, folder: str = "") -> str:
     if not isinstance(name, str) or not name or "\0" in name:
         raise ValueError(f"a file name must be text, not {str(name)[:80]!r}")
     if "://" in name or name.startswith("pipe:"):
-        raise ValueError(f"the file name {name[:80]!r} is an address or a command; nothing is fetched or run: use files")
+        raise ValueError(
+            f"the file name {name[:80]!r} is an address or a command; nothing is fetched or run: use files"
+        )
     parts = name.replace("\\", "/").split("/")
     if name.startswith(("/", "\\", "~")) or re.match(r"[A-Za-z]:", name) or ".." in parts:
         raise ValueError(
@@ -47,7 +49,9 @@ def local(path: str | Path) -> Path:
     """The path of a data set that a person named; ValueError for an address, a command, a pattern, or nothing there."""
     text = str(path)
     if "://" in text or text.startswith("pipe:"):
-        raise ValueError(f"{text[:80]!r} is an address or a command; nothing is fetched or run: give a folder or a file")
+        raise ValueError(
+            f"{text[:80]!r} is an address or a command; nothing is fetched or run: give a folder or a file"
+        )
     found = Path(path)
     if not found.exists():
         patterned = re.search(r"[*?\[\]{}]", text)
@@ -75,16 +79,18 @@ class Tree:
         """The file that a row names, or None if there is none; ValueError for a name or a link that leads outside."""
         relative = inside(name, folder)
         if relative in self.outside:
-            raise ValueError(f"the file {relative[:80]!r} is a link that leads out of {self.root}; put the file itself there")
+            raise ValueError(
+                f"the file {relative[:80]!r} is a link that leads out of {self.root}; put the file itself there"
+            )
         return relative if relative in self.sizes else None
 
 
-def scan(root: Path) -> Tree:
-    """All files below a folder that are no hidden ones; hidden names begin with a dot."""
+def scan(root: Path, deep: bool = True) -> Tree:
+    """All files below a folder, or in it alone, that are no hidden ones; hidden names begin with a dot."""
     sizes: dict[str, int] = {}
     outside: set[str] = set()
     real = root.resolve()
-    for folder, entry in _walk(root, ""):
+    for folder, entry in _walk(root, "", deep):
         name = f"{folder}{entry.name}"
         if not entry.is_symlink():
             sizes[name] = entry.stat().st_size
@@ -95,7 +101,7 @@ def scan(root: Path) -> Tree:
     return Tree(root, dict(sorted(sizes.items())), frozenset(outside))
 
 
-def _walk(path: Path, prefix: str) -> Iterator[tuple[str, os.DirEntry[str]]]:
+def _walk(path: Path, prefix: str, deep: bool) -> Iterator[tuple[str, os.DirEntry[str]]]:
     try:
         entries = sorted(os.scandir(path), key=lambda entry: entry.name)
     except OSError as error:
@@ -103,10 +109,10 @@ def _walk(path: Path, prefix: str) -> Iterator[tuple[str, os.DirEntry[str]]]:
     for entry in entries:
         if entry.name.startswith("."):
             continue
-        if entry.is_dir(follow_symlinks=False):
-            yield from _walk(path / entry.name, f"{prefix}{entry.name}/")
-        else:
+        if not entry.is_dir(follow_symlinks=False):
             yield prefix, entry
+        elif deep:
+            yield from _walk(path / entry.name, f"{prefix}{entry.name}/", deep)
 
 
 def training_part(names: list[str]) -> tuple[list[str], list[str]]:

@@ -14,7 +14,7 @@ from typing import Any
 
 from unidiffuser.datasets.faults import Tally, listed
 from unidiffuser.datasets.files import PICTURES, SOUNDS, Blob, Tree, scan, training_part
-from unidiffuser.datasets.rows import Columns, FileRows, Packed, find_column
+from unidiffuser.datasets.rows import Columns, FileRows, Packed, find_column, refused
 from unidiffuser.datasets.tables import SUFFIXES, read_table, sha256
 
 FILE = "file_name"
@@ -169,9 +169,9 @@ def _with_lines(tree: Tree, samples: dict[str, dict[str, str]], texts: dict[str,
 def _lines(tree: Tree, name: str) -> Any:
     """The captions of a .txt file; what is no text is left to be refused, and counted, when the sample is looked at."""
     if tree.sizes[name] > MAX_TXT:
-        return {"refused": "its text is larger than 1 MiB"}
+        return refused("its text is larger than 1 MiB")
     data = Blob(tree.root / name, tree.root).read()
     try:
         return data.decode("utf-8-sig").splitlines()
     except UnicodeDecodeError:
-        return {"refused": "its text is not in UTF-8"}
+        return refused("its text is not in UTF-8")

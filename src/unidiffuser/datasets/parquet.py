@@ -16,8 +16,7 @@ import numpy as np
 
 from unidiffuser.datasets.faults import Damaged, DataLost, Tally, listed
 from unidiffuser.datasets.files import MAX_BLOB, Tree, scan, training_part
-from unidiffuser.datasets.rows import Columns, find_column
-from unidiffuser.datasets.tables import plain
+from unidiffuser.datasets.rows import Columns, find_column, plain, refused
 
 KEPT_BYTES = 2**30
 BYTES = {
@@ -38,7 +37,7 @@ def open_parquet(root: Path, tally: Tally, names: list[str] | None = None) -> "P
     Raises:
         ValueError: pyarrow is missing, a file is damaged, or the files differ in their columns.
     """
-    tree = scan(root)
+    tree = scan(root, deep=not names)
     used, held_out = training_part(names or files(tree))
     for name in held_out:
         tally.count("ignored", "it is held out: there is a part named train beside it", name)
@@ -56,11 +55,14 @@ class ParquetRows:
         self.columns: tuple[str, ...] = tuple(schemas[0][0])
         for name, (columns, _) in zip(names, schemas, strict=True):
             if differing := sorted(set(columns) ^ set(self.columns)):
-                raise ValueError(f"{root / name} and {names[0]} differ in the columns {listed(differing)}; keep one kind")
+                raise ValueError(
+                    f"{root / name} and {names[0]} differ in the columns {listed(differing)}; keep one kind"
+                )
         groups = [(file, group, rows) for file, (_, sizes) in enumerate(schemas) for group, rows in enumerate(sizes)]
         self.groups = [(file, group) for file, group, _ in groups]
         self.starts = np.array([0, *accumulate(rows for _, _, rows in groups)])
-        self.defaults = _defaults(schemas[0][0])
+        self.heavy: Collection[str] = _binary(schemas[0][0])
+        self.defaults = _defaults(schemas[0][0], self.heavy)
         self._local = _Local()
 
     def __len__(self) -> int:
@@ -173,22 +175,25 @@ def _extended(column: Any) -> bool:
     return named or any(isinstance(kind, pyarrow.BaseExtensionType) for kind in kinds)
 
 
-def _defaults(types: Mapping[str, Any]) -> Columns:
-    """The modalities: bytes and words under usual names."""
-    import pyarrow
+def _binary(types: Mapping[str, Any]) -> list[str]:
+    """The columns of bytes, raw or in a struct that holds "bytes"."""
+    from pyarrow import types as arrow
 
-    def holds_bytes(name: str) -> bool:
-        kind = types[name]
-        if pyarrow.types.is_struct(kind):
+    def holds_bytes(kind: Any) -> bool:
+        if arrow.is_struct(kind):
             return bool(kind.get_field_index("bytes") >= 0)
-        return bool(pyarrow.types.is_binary(kind) or pyarrow.types.is_large_binary(kind))
+        return bool(arrow.is_binary(kind) or arrow.is_large_binary(kind))
 
-    binary = [name for name in types if holds_bytes(name)]
+    return [name for name, kind in types.items() if holds_bytes(kind)]
+
+
+def _defaults(columns: Collection[str], binary: Collection[str]) -> Columns:
+    """The modalities: bytes and words under usual names."""
     found: dict[str, str | list[str]] = {}
     for modality, usual in BYTES.items():
         if column := next((name for name in usual if name in binary), None):
             found[modality] = column
-    if text := find_column("text", [name for name in types if name not in binary]):
+    if text := find_column("text", [name for name in columns if name not in binary]):
         found["text"] = text
     return found
 
@@ -203,7 +208,7 @@ def _cell(value: Any) -> Any:
 
 
 def _no_bytes(value: Mapping[str, Any]) -> Any:
-    return {"refused": "it holds a path and no bytes; paths in parquet are not followed"} if value.get("path") else None
+    return refused("it holds a path and no bytes; paths in parquet are not followed") if value.get("path") else None
 
 
 def plain_rows(path: Path, columns: list[str] | None = None) -> Iterator[dict[str, Any]]:

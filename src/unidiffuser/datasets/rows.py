@@ -5,12 +5,16 @@ needed. What a column means for a model, the declaration says; this file knows n
 """
 
 import json
+import math
 from array import array
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
 from unidiffuser.datasets.files import Blob
+
+Refused = dict[str, str]
+"""A cell that cannot be used: {"refused": why}. It makes its sample damaged when it is looked at."""
 
 Columns = Mapping[str, str | list[str]]
 """Modality -> the column, or the columns together, that hold it."""
@@ -28,6 +32,11 @@ ALIASES: Mapping[str, tuple[str, ...]] = {
 """What LAION, COYO and img2dataset call one thing, most wanted first. An exact name comes before all of them."""
 
 
+def refused(why: str) -> Refused:
+    """A cell that cannot be used."""
+    return {"refused": why}
+
+
 class Rows(Protocol):
     """The rows of a source, with random access."""
 
@@ -37,6 +46,8 @@ class Rows(Protocol):
     """All columns."""
     defaults: Columns
     """The modalities that the format finds by itself."""
+    heavy: Collection[str]
+    """The columns that are too much work to look through at the opening."""
     identity: Mapping[str, Any]
     """File -> its size or the hash of its content: what the data is."""
 
@@ -49,7 +60,7 @@ class Rows(Protocol):
         """Column -> cell, None where the row has none. Raises Damaged."""
 
     def column(self, name: str) -> Iterator[Any]:
-        """The cell of every row, in order, for columns without files."""
+        """The cell of every row, in order; of a file its name, or a `Blob`."""
 
 
 class Packed:
@@ -92,6 +103,7 @@ class FileRows:
         """files: the columns whose cells are names of files."""
         self.format, self.root, self.rows, self.columns = format, root, rows, tuple(columns)
         self.files, self.defaults, self.identity = frozenset(files), defaults, identity
+        self.heavy: Collection[str] = ()
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -106,8 +118,8 @@ class FileRows:
         cells = self.rows[row]
         found = {name: cells.get(name) for name in columns}
         for name in self.files.intersection(found):
-            if found[name] is not None:
-                found[name] = Blob(self.root / found[name], self.root)
+            if isinstance(file := found[name], str):
+                found[name] = Blob(self.root / file, self.root)
         return found
 
     def column(self, name: str) -> Iterator[Any]:
@@ -122,3 +134,12 @@ def find_column(name: str, columns: Collection[str]) -> str | None:
     lower = {column.lower(): column for column in reversed(list(columns))}
     group = next((spellings for spellings in ALIASES.values() if name.lower() in spellings), (name.lower(),))
     return next((lower[spelling] for spelling in (*group, name.lower()) if spelling in lower), None)
+
+
+def plain(value: Any) -> Any:
+    """A cell as JSON can hold it; NaN (pandas writes it for nothing) and what is neither text nor number are none."""
+    if isinstance(value, list):
+        return [plain(each) for each in value]
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    return value if isinstance(value, str | int | bool) else None

@@ -6,7 +6,6 @@ Rows of JSON lines are read strictly. Rows of CSV are text; an empty cell is non
 import csv
 import hashlib
 import io
-import math
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -94,12 +93,3 @@ def _csv_rows(path: Path, tally: Tally) -> Iterator[dict[str, Any]]:
 
 def _undecoded(text: str) -> bool:
     return any(0xDC80 <= ord(character) <= 0xDCFF for character in text)
-
-
-def plain(value: Any) -> Any:
-    """A cell as JSON can hold it; NaN, which pandas writes for nothing, and what is neither text nor number are none."""
-    if isinstance(value, list):
-        return [plain(each) for each in value]
-    if isinstance(value, float):
-        return value if math.isfinite(value) else None
-    return value if isinstance(value, str | int | bool) else None

@@ -106,9 +106,7 @@ def _length(header: tarfile.TarInfo, records: Mapping[str, str]) -> int:
     return int(records["size"]) if records["size"].isdecimal() and len(records["size"]) < 20 else -1
 
 
-def _member(
-    header: tarfile.TarInfo, records: Mapping[str, str], start: int, length: int
-) -> Iterator[Member | Passed]:
+def _member(header: tarfile.TarInfo, records: Mapping[str, str], start: int, length: int) -> Iterator[Member | Passed]:
     name = records.get("path", header.name)
     if header.type == tarfile.GNUTYPE_SPARSE or any(key.startswith("GNU.sparse") for key in records):
         yield Passed(name, "sparse files are not read")

@@ -9,7 +9,7 @@ A row has the columns `image`, `sound`, `txt`, every key of the .json, and every
 How many samples a shard holds is compared with what its parquet and its stats say were written.
 """
 
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import suppress
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -18,7 +18,7 @@ from unidiffuser import strict_json
 from unidiffuser.datasets import tar
 from unidiffuser.datasets.faults import Damaged, Tally
 from unidiffuser.datasets.files import PICTURES, SOUNDS, Blob, Tree, inside, scan, training_part
-from unidiffuser.datasets.rows import Columns, Packed, find_column
+from unidiffuser.datasets.rows import Columns, Packed, find_column, refused
 
 COLUMNS = {**dict.fromkeys(PICTURES, "image"), **dict.fromkeys(SOUNDS, "sound"), ".txt": "txt", ".json": "json"}
 """Ending -> column."""
@@ -34,7 +34,7 @@ def open_webdataset(
     root: Path, tally: Tally, names: list[str] | None = None, wanted: Collection[str] = ()
 ) -> "ShardRows":
     """The rows of the shards below a folder, or of the named ones; `wanted` are columns that will be asked for."""
-    tree = scan(root)
+    tree = scan(root, deep=not names)
     used, held_out = training_part(names or shards(tree))
     for name in held_out:
         tally.count("ignored", "it is held out: there is a part named train beside it", name)
@@ -49,7 +49,7 @@ class ShardRows:
     def __init__(self, tree: Tree, names: list[str], tally: Tally, wanted: Collection[str]) -> None:
         self.root, self.names = tree.root, names
         self.rows, self.sidecar = Packed(), Packed()
-        self.identity = {name: tree.sizes[name] for name in names}
+        self.identity: Mapping[str, Any] = {name: tree.sizes[name] for name in names}
         members: set[str] = set()
         about: dict[str, None] = {}
         for number, name in enumerate(names):
@@ -66,6 +66,7 @@ class ShardRows:
     def _defaults(self, members: set[str], about: dict[str, None]) -> tuple[Columns, tuple[str, ...]]:
         described = self._first_json() if "json" in members else {}
         columns = (*sorted(members - {"json"}), *(dict.fromkeys(described) | about))
+        self.heavy: Collection[str] = [name for name in described if name not in about]
         found: dict[str, str | list[str]] = {name: name for name in ("image", "sound") if name in members}
         if text := "txt" if "txt" in members else find_column("text", columns):
             found["text"] = text
@@ -96,7 +97,11 @@ class ShardRows:
 
     def column(self, name: str) -> Iterator[Any]:
         """The cell of every row."""
-        return (self.cells(row, [name])[name] for row in range(len(self)))
+        for row in range(len(self)):
+            try:
+                yield self.cells(row, [name])[name]
+            except Damaged as error:
+                yield refused(str(error))
 
     def _blob(self, entry: dict[str, Any], name: str) -> Blob:
         offset, size = entry["at"][name]
