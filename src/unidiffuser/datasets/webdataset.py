@@ -9,9 +9,11 @@ A row has the columns `image`, `sound`, `txt`, every key of the .json, and every
 How many samples a shard holds is compared with what its parquet and its stats say were written.
 """
 
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
+from statistics import median
 from typing import Any
 
 from unidiffuser import strict_json
@@ -50,17 +52,19 @@ class ShardRows:
         self.root, self.names = tree.root, names
         self.rows, self.sidecar = Packed(), Packed()
         self.identity: Mapping[str, Any] = {name: tree.sizes[name] for name in names}
+        counts: list[_Count] = []
         members: set[str] = set()
         about: dict[str, None] = {}
         for number, name in enumerate(names):
             samples, broken = _grouped(tree.root / name, tally)
             side = _Sidecar(tree, name, wanted)
-            side.compare(samples, broken, tally)
+            counts.append(_Count(name, len(samples), broken, side.expected))
             about |= side.columns
             for key, places in samples.items():
                 self.rows.append({"shard": number, "key": key, "at": places})
                 self.sidecar.append(side.rows.get(key, {}))
                 members |= places.keys()
+        _compare(counts, tally)
         self.defaults, self.columns = self._defaults(members, about)
 
     def _defaults(self, members: set[str], about: dict[str, None]) -> tuple[Columns, tuple[str, ...]]:
@@ -202,16 +206,32 @@ class _Sidecar:
                     self.rows[row["key"]] = {name: row[name] for name in kept}
         self.expected = written if self.expected is None else max(written, self.expected)
 
-    def compare(self, samples: dict[str, Any], broken: tar.Broken | None, tally: Tally) -> None:
-        """Count what is lost: exactly, if what lies beside the shard says how many there were, else by its bytes."""
-        if broken is None:
-            missing = max(0, (self.expected or 0) - len(samples))
+
+@dataclass(frozen=True)
+class _Count:
+    """How many samples a shard holds, where it is broken, and how many were written to it, if anything says so."""
+
+    shard: str
+    there: int
+    broken: tar.Broken | None
+    expected: int | None
+
+
+def _compare(counts: Sequence[_Count], tally: Tally) -> None:
+    """Count what is lost: exactly, if what lies beside a shard says how many there were; else it is guessed.
+
+    The guess is the larger of what the other shards hold and of what the bytes behind the break would.
+    """
+    usual = [count.there for count in counts if count.broken is None]
+    for count in counts:
+        missing = max(0, (count.expected or 0) - count.there)
+        if count.broken is None:
             if missing:
-                tally.count("lost", "the shard holds fewer samples than were written to it", self.shard, missing)
-        elif self.expected is not None:
-            missing = max(0, self.expected - len(samples))
-            tally.count("lost" if missing else "noted", broken.why, self.shard, max(1, missing))
+                tally.count("lost", "the shard holds fewer samples than were written to it", count.shard, missing)
+        elif count.expected is not None:
+            tally.count("lost" if missing else "noted", count.broken.why, count.shard, max(1, missing))
         else:
-            per_sample = broken.offset / len(samples) if samples and broken.offset else 0
-            guess = round(broken.left / per_sample) if per_sample else 0
-            tally.count("lost", f"{broken.why} (how many are lost is a guess)", self.shard, max(1, guess))
+            by_others = round(median(usual)) - count.there if usual else 0
+            by_bytes = round(count.broken.left * count.there / count.broken.offset) if count.broken.offset else 0
+            reason = f"{count.broken.why} (how many are lost is a guess)"
+            tally.count("lost", reason, count.shard, max(1, by_others, by_bytes))
