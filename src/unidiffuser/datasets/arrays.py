@@ -6,6 +6,7 @@ Arrays of Python objects are pickles and are refused. All that is used is held i
 """
 
 import zipfile
+import zlib
 from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,8 @@ from unidiffuser.datasets.files import Tree, scan, training_part
 from unidiffuser.datasets.rows import Columns
 
 MAX_BYTES = 2**35
+BROKEN = (OSError, EOFError, NotImplementedError, RuntimeError, zipfile.BadZipFile, zlib.error)
+"""What reading a damaged archive raises, besides ValueError."""
 USUAL = {
     "image": ("images", "image", "pictures", "x", "x_train"),
     "sound": ("sounds", "sound", "waves", "audio"),
@@ -87,7 +90,7 @@ class ArrayRows:
             try:
                 with np.load(self.path, allow_pickle=False) as file:
                     self._arrays[name] = file[name]
-            except (OSError, ValueError, zipfile.BadZipFile, KeyError, EOFError) as error:
+            except (ValueError, KeyError, *BROKEN) as error:
                 raise ValueError(f"{self.path}: the array {name!r} is damaged; get a whole copy of it") from error
         return self._arrays[name]
 
@@ -107,7 +110,7 @@ def _heads(path: Path) -> tuple[dict[str, tuple[tuple[int, ...], np.dtype[Any]]]
                 heads[name] = (shape, kind)
                 identity[f"{path.name}/{name}"] = f"{info.file_size}-{info.CRC:08x}"
                 total += int(np.prod(shape, dtype=object)) * kind.itemsize if shape else 0
-    except (OSError, zipfile.BadZipFile, EOFError, NotImplementedError, RuntimeError) as error:
+    except BROKEN as error:
         raise ValueError(f"{path} is no whole .npz file; get a whole copy of it") from error
     except ValueError as error:
         if "never read" in str(error):

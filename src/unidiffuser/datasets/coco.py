@@ -18,6 +18,9 @@ from unidiffuser.datasets.files import Tree, scan, training_part
 from unidiffuser.datasets.rows import FileRows, Packed
 from unidiffuser.datasets.tables import sha256
 
+ANNOTATIONS = "annotations"
+"""The usual folder of caption files, beside those of the pictures."""
+
 PIECE = 2**20
 MAX_ITEM = 2**20
 PROBED = 20
@@ -25,7 +28,7 @@ PROBED = 20
 
 def captions(tree: Tree) -> list[str]:
     """The JSON files of a folder, or of `annotations/` in it, that hold COCO captions."""
-    near = [name for name in tree.suffixed(".json") if "/" not in name.removeprefix("annotations/")]
+    near = [name for name in tree.suffixed(".json") if "/" not in name.removeprefix(f"{ANNOTATIONS}/")]
     return [name for name in near if "caption" in name.lower() or _begins_like_captions(tree.root / name)]
 
 

@@ -62,7 +62,9 @@ def open_rows(path: Path, format: str | None, tally: Tally, wanted: Collection[s
         raise ValueError(f"there is no format {format!r}; there are {', '.join(FORMATS)}")
     if path.is_file():
         name = format or _of_file(path)
-        return FORMATS[name].open(path.parent, tally, [path.name], wanted)
+        # the pictures of annotations/captions.json lie beside annotations/, not in it
+        root = path.absolute().parents[1] if path.absolute().parent.name == coco.ANNOTATIONS else path.parent
+        return FORMATS[name].open(root, tally, [str(path.absolute().relative_to(root.absolute()))], wanted)
     name = format or detect(scan(path))
     return FORMATS[name].open(path, tally, None, wanted)
 
