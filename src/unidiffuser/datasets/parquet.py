@@ -82,12 +82,16 @@ class ParquetRows:
         return found
 
     def column(self, name: str) -> Iterator[Any]:
-        """The cell of every row."""
-        for file_name in self.names:
-            with _reading(self.root / file_name):
-                batches = _open(self.root / file_name).iter_batches(columns=[name], use_threads=False)
-                for batch in batches:
+        """The cell of every row; ValueError if a file holds another number of them than it says."""
+        for number, file_name in enumerate(self.names):
+            path = self.root / file_name
+            expected = sum(np.diff(self.starts)[k] for k, (file, _) in enumerate(self.groups) if file == number)
+            with _reading(path):
+                for batch in _open(path).iter_batches(columns=[name], use_threads=False):
+                    expected -= batch.num_rows
                     yield from (_cell(cell) for cell in batch.column(0).to_pylist())
+            if expected:
+                raise ValueError(f"{path} holds another number of rows than it says; get a whole copy of it")
 
     def _place(self, row: int) -> tuple[int, int]:
         return self.groups[int(np.searchsorted(self.starts, row, "right")) - 1]
