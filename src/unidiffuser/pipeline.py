@@ -25,12 +25,12 @@ from torch import Tensor
 
 from unidiffuser import chains, sampling
 from unidiffuser.agreement import pointwise_information
-from unidiffuser.checkpoints import NAME, Parts, Settings, box, native
+from unidiffuser.checkpoints import Parts, Settings, box, native
 from unidiffuser.codecs import Codecs, Known
 from unidiffuser.denoiser import Denoiser, NetworkDenoiser
 from unidiffuser.guidance import Guidance
 from unidiffuser.joint import MAX_SEED, Joint, batch_size, check_seeds, modality_of
-from unidiffuser.modalities import Modality
+from unidiffuser.modalities import NAME, Modality
 from unidiffuser.networks import Network
 from unidiffuser.process import PROCESSES, Prediction
 from unidiffuser.timesteps import Roles, assign_roles

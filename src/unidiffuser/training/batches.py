@@ -10,14 +10,13 @@ import os
 import signal
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any, Generic, Self, TypeVar
+from dataclasses import dataclass, replace
+from typing import Any, Generic, Protocol, Self, TypeVar
 
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from unidiffuser.datasets import Pairs
 from unidiffuser.joint import Joint, generator, map_joint
 
 AHEAD = 4
@@ -36,15 +35,24 @@ class Batch:
     """(B,) int64: the label token of each sample's source."""
     refused: tuple[str, ...] = ()
     """Values that could not be used, a sentence each."""
+    lost: str = ""
+    """Why the data cannot be read any more; empty if they can."""
 
     def to(self, device: torch.device) -> Self:
         """The same batch on a device."""
         present = {name: x.to(device) for name, x in self.present.items()}
         x0 = map_joint(lambda x: x.to(device), self.x0)
-        return type(self)(x0=x0, present=present, label=self.label.to(device), refused=self.refused)
+        return replace(self, x0=x0, present=present, label=self.label.to(device))
 
 
 Made = TypeVar("Made")
+
+
+class Samples(Protocol):
+    """What is gone through: raw pairs by index."""
+
+    def __len__(self) -> int: ...
+    def __getitem__(self, index: int) -> Mapping[str, Any]: ...
 
 
 class Batches(Dataset[Made], Generic[Made]):
@@ -52,7 +60,7 @@ class Batches(Dataset[Made], Generic[Made]):
 
     def __init__(
         self,
-        pairs: Pairs,
+        pairs: Samples,
         batch: int,
         seed: int,
         encode: Callable[[Sequence[Mapping[str, Any]]], Made],
