@@ -30,9 +30,9 @@ LOOKED_AT = 64
 
 def watching(run: Path, preset: Preset, modalities: Mapping[str, Modality[Any]]) -> Callable[[int], None] | None:
     """What to tell of every checkpoint that was written; it starts previews of those whose turn it is."""
+    _write_given(run / "previews" / "given", preset, modalities)
     if not preset.preview_every:
         return None
-    _write_given(run / "previews" / "given", preset, modalities)
     running: list[subprocess.Popen[bytes]] = []
     last = [0]
 
