@@ -174,9 +174,10 @@ def test_one_batch_is_learnt_by_heart(tmp_path: Path) -> None:
 
 def test_an_estimate_is_of_the_network_that_is_trained() -> None:
     made = preset()
-    found = estimate(made, shapes_of(made))
+    shapes = shapes_of(made)
+    found = estimate(made, shapes)
     with torch.device("meta"):
-        count = sum(p.numel() for p in build({**made.network, "streams": shapes_of(made)}).parameters())
+        count = sum(p.numel() for p in build({**made.network, "streams": shapes}).parameters())
     assert found.parameters == count and found.state_bytes == 4 * count * 5
     cut = estimate(changed(made, [("training.accumulate", "4")]), shapes_of(made))
     assert cut.activation_bytes < 0.4 * found.activation_bytes
