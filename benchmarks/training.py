@@ -132,6 +132,8 @@ def main() -> int:
     args = parser.parse_args()
     if not (args.uvit / "libs" / "uvit.py").is_file():
         parser.error(f"{args.uvit} is no checkout of U-ViT: it has no libs/uvit.py")
+    if args.steps < 6:
+        parser.error(f"--steps must be 6 or more, not {args.steps}: the first two and the last are not timed")
     if args.turn:
         return turn(args)
     rows = []

@@ -10,7 +10,6 @@ from torch import Tensor
 
 from unidiffuser import UniDiffuser, lora
 from unidiffuser.checkpoints import ModelError, adapter, native
-from unidiffuser.modalities.vector import Vector
 from unidiffuser.networks import build
 from unidiffuser.networks.uvit import UViT
 from unidiffuser.train import train
@@ -36,9 +35,8 @@ def noisy(model: UniDiffuser, batch: int = 3) -> tuple[dict[str, Tensor], dict[s
 
 def test_a_grown_model_is_the_old_one_where_the_new_modality_is_ignored(trained: Path) -> None:
     old = native.read(trained)
-    codecs = {**old.modalities, "vector": Vector.fit([[0.0, 1.0], [1.0, 0.0]])}
     streams = {**old.network.config.streams, "vector": (1, 2)}
-    network = warm.started(old, {"streams": streams}, codecs)
+    network = warm.started(old, {"streams": streams})
     xt, t = noisy(UniDiffuser.from_parts(old))
     with torch.inference_mode():
         was = old.network(xt, t)
@@ -59,8 +57,9 @@ def test_a_modality_grows_onto_a_trained_model(tmp_path: Path, trained: Path) ->
 def test_positions_of_another_grid_are_interpolated(trained: Path) -> None:
     old = native.read(trained)
     codecs = warm.codecs_of(str(trained), {"image": {"size": 16}})
+    assert codecs["image"].streams == {"": (3, 16, 16)}
     streams = {"image": (3, 16, 16), "text": old.network.config.streams["text"]}
-    network = warm.started(old, {"streams": streams}, codecs)
+    network = warm.started(old, {"streams": streams})
     assert isinstance(network, UViT) and isinstance(old.network, UViT)
     before, after = old.network.places(), network.places()
     coarse = old.network.position[0, before["image"]].reshape(4, 4, -1)
@@ -79,7 +78,7 @@ def test_data_without_a_modality_of_the_start_train_the_others(tmp_path: Path, t
 
 def test_a_start_that_does_not_fit_is_refused(tmp_path: Path, trained: Path) -> None:
     with pytest.raises(ValueError, match=r"has image, text, but the data has no text"):
-        warm.started(native.read(trained), {"streams": {"image": (3, 8, 8)}}, {})
+        warm.started(native.read(trained), {"streams": {"image": (3, 8, 8)}})
     with pytest.raises(ModelError, match="there is no model"):
         train(preset(start="nowhere"), tmp_path / "nowhere")
     with pytest.raises(ValueError, match="say which one with --start"):
