@@ -63,13 +63,14 @@ def test_accumulated_parts_take_the_step_of_the_whole(tmp_path: Path, alone: Pat
 def test_when_a_process_dies_the_others_leave(tmp_path: Path) -> None:
     run = tmp_path / "run"
     child = start(run, "training.steps=100000")
-    lock = run / "lock"
-    for _ in range(1200):
-        if (run / "network/metrics.jsonl").exists() and lock.exists():
-            break
-        assert child.poll() is None
-        time.sleep(0.05)
-    first = int(lock.read_text().split()[1])
-    os.kill(first, signal.SIGKILL)
-    child.communicate(timeout=120)
-    assert child.returncode != 0
+    try:
+        deadline = time.monotonic() + 180
+        while not (run / "network/metrics.jsonl").exists():
+            assert child.poll() is None and time.monotonic() < deadline
+            time.sleep(0.1)
+        os.kill(int((run / "lock").read_text().split()[1]), signal.SIGKILL)
+        child.communicate(timeout=180)
+        assert child.returncode != 0
+    finally:
+        child.terminate()
+        child.wait()
