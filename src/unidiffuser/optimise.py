@@ -81,7 +81,7 @@ def fit_all(
         TrainingError: the loss or its gradient stayed non-finite, or the disk kept refusing checkpoints.
         SystemExit (143), KeyboardInterrupt: it was asked to stop, after a checkpoint was saved.
     """
-    run = _Run(model, settings, folder, team or Team(), called or model, saved)
+    run = _Run(model, settings, folder, team or Team(), model if called is None else called, saved)
     run.resume()
     with _Signals(run.team) as signals, _loaders_watched():
         journal = Journal(folder, run.step, tensorboard=tensorboard) if run.team.first else None
