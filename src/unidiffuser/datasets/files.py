@@ -9,11 +9,14 @@ import errno
 import os
 import re
 import time
-from collections.abc import Iterator
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
 from unidiffuser.datasets.faults import Damaged, DataLost
+
+T = TypeVar("T")
 
 PICTURES = frozenset({".jpg", ".jpeg", ".png", ".webp"})
 SOUNDS = frozenset({".wav"})
@@ -143,8 +146,6 @@ class Blob:
     """Where the part begins."""
     size: int | None = None
     """Its bytes; None for all from there on."""
-    waits: tuple[float, ...] = field(default=WAITS, repr=False)
-    """Seconds between attempts."""
 
     def read(self) -> bytes:
         """The bytes.
@@ -155,27 +156,40 @@ class Blob:
         """
         if self.size is not None and self.size > MAX_BLOB:
             raise Damaged(f"it is larger than {MAX_BLOB >> 20} MiB")
-        for wait in (*self.waits, None):
-            try:
-                with open(self.path, "rb") as file:
-                    file.seek(self.offset)
-                    data = file.read(MAX_BLOB + 1 if self.size is None else self.size)
-                break
-            except OSError as error:
-                there = _readable(self.root)
-                if there and (error.errno in GONE or wait is None):
-                    raise Damaged(f"its file cannot be read ({error.strerror})") from error
-                if wait is None:
-                    raise DataLost(
-                        f"the data in {self.root} cannot be read any more ({error.strerror}); bring the folder back "
-                        "and give the same command again"
-                    ) from error
-                time.sleep(wait)
+        data = persistently(self._read, self.root)
         if len(data) > MAX_BLOB:
             raise Damaged(f"it is larger than {MAX_BLOB >> 20} MiB")
         if self.size is not None and len(data) < self.size:
             raise Damaged("its file is cut short")
         return data
+
+    def _read(self) -> bytes:
+        with open(self.path, "rb") as file:
+            file.seek(self.offset)
+            return file.read(MAX_BLOB + 1 if self.size is None else self.size)
+
+
+def persistently(read: Callable[[], T], root: Path) -> T:
+    """What `read` gives, tried again after each of WAITS.
+
+    Raises:
+        Damaged: the file cannot be read, but its folder can.
+        DataLost: the folder `root` cannot be read either.
+    """
+    for wait in (*WAITS, None):
+        try:
+            return read()
+        except OSError as error:
+            there = _readable(root)
+            if there and (error.errno is None or error.errno in GONE or wait is None):
+                raise Damaged(f"its file cannot be read ({error.strerror or 'it is damaged'})") from error
+            if wait is None:
+                raise DataLost(
+                    f"the data in {root} cannot be read any more ({error.strerror}); bring the folder back and give "
+                    "the same command again"
+                ) from error
+            time.sleep(wait)
+    raise AssertionError
 
 
 def _readable(folder: Path) -> bool:
