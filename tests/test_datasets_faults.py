@@ -125,7 +125,7 @@ def test_a_file_that_stays_unreadable_is_damaged_after_all_attempts(
 
     def failing(path: Path, mode: str) -> Any:
         if Path(path).name == "4.png":
-            raise OSError(error, "the disk says no")
+            raise OSError(error, "the disk says no, in its own words")
         return open(path, mode)
 
     monkeypatch.setattr(files, "open", failing, raising=False)

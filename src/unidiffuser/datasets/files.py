@@ -180,12 +180,12 @@ def persistently(read: Callable[[], T], root: Path) -> T:
         try:
             return read()
         except OSError as error:
-            there = _readable(root)
+            there, why = _readable(root), os.strerror(error.errno) if error.errno else "it is damaged"
             if there and (error.errno is None or error.errno in GONE or wait is None):
-                raise Damaged(f"its file cannot be read ({error.strerror or 'it is damaged'})") from error
+                raise Damaged(f"its file cannot be read ({why})") from error
             if wait is None:
                 raise DataLost(
-                    f"the data in {root} cannot be read any more ({error.strerror}); bring the folder back and give "
+                    f"the data in {root} cannot be read any more ({why}); bring the folder back and give "
                     "the same command again"
                 ) from error
             time.sleep(wait)
