@@ -101,15 +101,18 @@ def encode(
 def _shards(data: Data, codecs: Codecs, manifest: Manifest, out: Path) -> Iterator[int]:
     """Write what the manifest does not list, and list it; yields the rows of each shard, those that were there too."""
     for number, source in enumerate(data.sources):
-        cases, kept = source.cases, manifest.sources[number].shards
+        cases, kept, keys = source.cases, manifest.sources[number].shards, manifest.sources[number].keys
         assert isinstance(cases, RawCases)
+        places = {key: place for place, key in enumerate(keys or [])}
         for shard in kept:
             for reason, count in shard.damaged.items():
                 cases.tally.count("damaged", reason, times=count)
         for k, first in enumerate(range(0, len(cases), manifest.shard_rows)):
             rows = range(first, min(first + manifest.shard_rows, len(cases)))
             if k >= len(kept):
-                kept.append(_write(out / f"{number:02d}-{k:05d}.safetensors", cases, rows, codecs, manifest.stored))
+                kept.append(
+                    _write(out / f"{number:02d}-{k:05d}.safetensors", cases, rows, places, codecs, manifest.stored)
+                )
             yield len(rows)
 
 
@@ -194,13 +197,13 @@ def _whole(out: Path, shards: Iterable[Written]) -> Iterable[Written]:
         yield shard
 
 
-def _write(path: Path, cases: RawCases, rows: range, codecs: Codecs, stored: str) -> Written:
-    """Encode some rows of a source into a shard."""
+def _write(path: Path, cases: RawCases, rows: range, places: Mapping[str, int], codecs: Codecs, stored: str) -> Written:
+    """Encode some rows of a source into a shard; places: key -> its number, of a source that is joined."""
     values: dict[str, list[Any]] = {name: [] for name in cases.wanted}
     first: dict[str, list[int]] = {name: [] for name in cases.wanted}
     count: dict[str, list[int]] = {name: [] for name in cases.wanted}
     damaged: Counter[str] = Counter()
-    keys: list[str] = []
+    keys: list[int] = []
     for row in rows:
         try:
             found = _checked(cases, row, codecs)
@@ -212,15 +215,14 @@ def _write(path: Path, cases: RawCases, rows: range, codecs: Codecs, stored: str
             first[name].append(len(values[name]))
             count[name].append(len(found.get(name, ())))
             values[name] += found.get(name, ())
-        keys += [cases.keys[row]] if cases.keys is not None else []
+        keys += [places[cases.keys[row]]] if cases.keys is not None else []
     tensors: dict[str, Tensor] = {}
     for name, raws in values.items():
         for stream, x in _latents(codecs.modalities[name], raws).items():
             tensors[f"stream:{name}.{stream}" if stream else f"stream:{name}"] = x.to(DTYPES[stored])
         tensors |= {f"first:{name}": torch.tensor(first[name]), f"count:{name}": torch.tensor(count[name])}
     if cases.keys is not None:
-        places = {key: place for place, key in enumerate(sorted(set(cases.keys)))}
-        tensors["key"] = torch.tensor([places[key] for key in keys])
+        tensors["key"] = torch.tensor(keys)
     return write_shard(path, tensors, len(rows) - damaged.total(), damaged)
 
 
