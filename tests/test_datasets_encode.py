@@ -12,7 +12,7 @@ from test_datasets_mixing import declare, three_modalities, two_folders
 from torch import Tensor
 
 from unidiffuser import encode as encoding
-from unidiffuser.datasets import Data, DataLost, open_data, shards
+from unidiffuser.datasets import Data, DataLost, files, open_data, shards
 from unidiffuser.datasets.checking import check
 from unidiffuser.datasets.codec_files import codec_key, load_codecs
 from unidiffuser.datasets.encoded import MANIFEST, read_manifest
@@ -171,6 +171,18 @@ def test_damaged_encoded_data_are_one_sentence(tmp_path: Path, damage: Any, mess
     damage(tmp_path / "out")
     with pytest.raises(ValueError, match=message):
         open_data(tmp_path / "out")
+
+
+def test_encoded_data_that_are_gone_are_lost_after_a_few_attempts(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _, ours = encoded(picture_folder(tmp_path / "raw", 5), tmp_path / "out")
+    waited: list[float] = []
+    monkeypatch.setattr(files.time, "sleep", waited.append)
+    (tmp_path / "out").rename(tmp_path / "away")
+    with pytest.raises(DataLost, match="cannot be read any more"):
+        ours.pairs[3]
+    assert waited == list(files.WAITS)
 
 
 def test_a_manifest_that_names_files_elsewhere_is_refused(tmp_path: Path) -> None:

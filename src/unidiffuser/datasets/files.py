@@ -51,6 +51,8 @@ def inside(name: object, folder: str = "") -> str:
 def local(path: str | Path) -> Path:
     """The path of a data set that a person named; ValueError for an address, a command, a pattern, or nothing there."""
     text = str(path)
+    if not text:
+        raise ValueError("the path of the data is empty; give a folder")
     if "://" in text or text.startswith("pipe:"):
         raise ValueError(
             f"{text[:80]!r} is an address or a command; nothing is fetched or run: give a folder or a file"
@@ -72,7 +74,7 @@ class Tree:
     sizes: dict[str, int]
     """Relative name -> bytes, in alphabetical order."""
     outside: frozenset[str]
-    """Links that lead out of the folder, to a folder, or nowhere; they are not followed."""
+    """Links that lead out of the folder, to a folder, or nowhere; pipes, sockets, devices. They are not opened."""
 
     def suffixed(self, *suffixes: str) -> list[str]:
         """The names with one of these endings, whatever their case."""
@@ -83,7 +85,7 @@ class Tree:
         relative = inside(name, folder)
         if relative in self.outside:
             raise ValueError(
-                f"the file {relative[:80]!r} is a link that leads out of {self.root}; put the file itself there"
+                f"the file {relative[:80]!r} is no plain file in {self.root}, or a link that leads out: copy it there"
             )
         return relative if relative in self.sizes else None
 
@@ -95,9 +97,9 @@ def scan(root: Path, deep: bool = True) -> Tree:
     real = root.resolve()
     for folder, entry in _walk(root, "", deep):
         name = f"{folder}{entry.name}"
-        if not entry.is_symlink():
-            sizes[name] = entry.stat().st_size
-        elif (target := Path(entry.path).resolve()).is_file() and target.is_relative_to(real):
+        if entry.is_file(follow_symlinks=False):
+            sizes[name] = entry.stat(follow_symlinks=False).st_size
+        elif entry.is_symlink() and (target := Path(entry.path).resolve()).is_file() and target.is_relative_to(real):
             sizes[name] = target.stat().st_size
         else:
             outside.add(name)
