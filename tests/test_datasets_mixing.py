@@ -1,6 +1,7 @@
 """Declarations of several sources: mixed by weight, joined by class, labelled; and what is refused in them."""
 
 import json
+import re
 from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
@@ -12,7 +13,7 @@ import numpy as np
 import pytest
 from data_folders import picture_folder, wav, which, write
 
-from unidiffuser.datasets import open_data
+from unidiffuser.datasets import declaration, open_data
 from unidiffuser.datasets.checking import check
 from unidiffuser.datasets.faults import BUDGET, Damaged, Tally
 from unidiffuser.datasets.mixing import Chained, Joined, Mixed, Source, shares, shuffled
@@ -265,6 +266,12 @@ def test_a_wrong_declaration_is_one_sentence(tmp_path: Path, value: Any, message
     with pytest.raises(ValueError, match=message) as caught:
         open_data(tmp_path)
     assert "\n" not in str(caught.value)
+
+
+def test_the_declarations_of_the_documentation_are_declarations() -> None:
+    page = (Path(__file__).parents[1] / "docs/data.md").read_text()
+    blocks = re.findall(r"^```json\n(.*?)^```", page, flags=re.M | re.S)
+    assert [len(declaration.parse(json.loads(block)).sources) for block in blocks] == [2, 3]
 
 
 @pytest.mark.parametrize("text", ["", "{", '{"budget": NaN}', '{"budget": 1, "budget": 1}', "[" * 10**5, "\ud800{}"])
