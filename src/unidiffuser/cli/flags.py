@@ -170,13 +170,9 @@ def given(args: argparse.Namespace, model: "UniDiffuser") -> dict[str, Any]:
 
 def masks(args: argparse.Namespace) -> dict[str, Any]:
     """modality -> mask picture of the --mask flags."""
-    from unidiffuser.modalities.image import MAX_BYTES, open_picture
+    from unidiffuser.modalities.image import read_picture
 
-    def read(path: str) -> Any:
-        with open(path, "rb") as file:
-            return open_picture(file.read(MAX_BYTES + 1), path)
-
-    return {name: reading(read, path) for name, path in vars(args).get("mask", [])}
+    return {name: reading(read_picture, path) for name, path in vars(args).get("mask", [])}
 
 
 def reading(read: Callable[[str], T], path: str) -> T:

@@ -8,7 +8,7 @@ import dataclasses
 import importlib
 import pkgutil
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import Any, ClassVar, Self
 
 from torch import Tensor, nn
@@ -29,13 +29,20 @@ class Network(nn.Module, ABC):
     config: Any
 
     @abstractmethod
-    def forward(self, xt: Joint, t: Mapping[str, Tensor], label: Tensor | None = None) -> Joint:
+    def forward(
+        self,
+        xt: Joint,
+        t: Mapping[str, Tensor],
+        label: Tensor | None = None,
+        wanted: Collection[str] | None = None,
+    ) -> Joint:
         """The raw prediction for every stream.
 
         Args:
             xt: stream -> (B, ...), noisy.
             t: modality -> (B,), in [0, 1].
             label: (B,) integer global labels, for networks that have them.
+            wanted: the streams whose prediction is needed; all if absent. The others need not be computed.
         """
 
     def describe(self) -> dict[str, Any]:

@@ -18,7 +18,7 @@ The network sees shapes and timesteps in [0, 1]. It knows nothing of noise sched
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Literal
 
@@ -123,30 +123,32 @@ class UViT(Network):
             embedding.reset_parameters()  # torch's default: tokens of about unit size, beside which 0.02 is nothing
         nn.init.trunc_normal_(self.position, std=INIT_STD)
 
-    def forward(self, xt: Joint, t: Mapping[str, Tensor], label: Tensor | None = None) -> Joint:
-        shapes = {stream: tuple(xt[stream].shape[1:]) for stream in self.config.streams}
+    def forward(
+        self,
+        xt: Joint,
+        t: Mapping[str, Tensor],
+        label: Tensor | None = None,
+        wanted: Collection[str] | None = None,
+    ) -> Joint:
+        shapes = self.shapes(xt)
         x = self.tokens(xt, t, label)  # (B, N, D)
-        rotation = self._rotation(shapes, x) if self.config.rotary else None
-        skips = []
-        for block in self.in_blocks:
-            x = block(x, rotation)
-            skips.append(x)
-        x = self.mid_block(x, rotation)
-        for block in self.out_blocks:
-            x = block(x, rotation, skips.pop())
-        x = self.norm(x)  # (B, N, D)
-        return self.streams(x, shapes)
+        x, _ = self.blocks(x, self.rotation(shapes, x))
+        return self.streams(x, shapes, wanted)
+
+    def shapes(self, xt: Joint) -> dict[str, tuple[int, ...]]:
+        """The shape of one sample of every stream, in token order."""
+        return {stream: tuple(xt[stream].shape[1:]) for stream in self.config.streams}
 
     def tokens(self, xt: Joint, t: Mapping[str, Tensor], label: Tensor | None) -> Tensor:
         """[timestep of each modality, label, stream, stream, ...] plus positions: (B, N, D)."""
-        shapes = {stream: tuple(xt[stream].shape[1:]) for stream in self.config.streams}
-        times = {m: sinusoid(t[m] * 1000.0, self.config.dim).to(self.position.dtype) for m in self.modalities}
+        dtype = self.position.dtype
+        times = {m: sinusoid(t[m] * 1000.0, self.config.dim).to(dtype) for m in self.modalities}
         parts = [time[:, None] for time in times.values()]
         added = {m: steadily(mlp, times[m])[:, None] for m, mlp in self.timestep.items()} if self.timestep else {}
         for stream in self.config.streams:
-            tokens = self.embed[_key(stream)](xt[stream])
+            tokens = self.embed[_key(stream)](xt[stream].to(dtype))
             parts.append(tokens + added[modality_of(stream)] if added else tokens)
-        x = torch.cat(parts, 1) + self._positions(shapes)
+        x = torch.cat(parts, 1) + self._positions(self.shapes(xt))
         if not self.config.labels:
             return x
         if label is None:
@@ -154,14 +156,51 @@ class UViT(Network):
         m = len(self.modalities)
         return torch.cat([x[:, :m], self.label(label)[:, None] + self.label_position, x[:, m:]], 1)
 
-    def streams(self, x: Tensor, shapes: Shapes) -> Joint:
-        """The inverse of `tokens`: the heads' outputs (B, N, D) -> stream -> (B, ...)."""
+    def blocks(
+        self, x: Tensor, rotation: Rotation | None, outer: int | None = None, inner: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """All blocks: (B, N, D) -> (B, N, D).
+
+        Args:
+            outer: how many pairs of blocks count as the outer ones; all if absent.
+            inner: what the inner blocks put out at another timestep, to be taken in their place; see `reuse`.
+
+        Returns:
+            The output of the last block, and that of the inner blocks.
+        """
+        half = len(self.in_blocks)
+        outer = half if outer is None else outer
+        skips = []
+        for block in self.in_blocks[:outer]:
+            x = block(x, rotation)
+            skips.append(x)
+        if inner is None:
+            inner = self._inner(x, rotation, outer)
+        x = inner
+        for block in self.out_blocks[half - outer :]:
+            x = block(x, rotation, skips.pop())
+        return x, inner
+
+    def _inner(self, x: Tensor, rotation: Rotation | None, outer: int) -> Tensor:
+        """The blocks between the outer ones."""
+        skips = []
+        for block in self.in_blocks[outer:]:
+            x = block(x, rotation)
+            skips.append(x)
+        x = self.mid_block(x, rotation)
+        for block in self.out_blocks[: len(skips)]:
+            x = block(x, rotation, skips.pop())
+        return x
+
+    def streams(self, x: Tensor, shapes: Shapes, wanted: Collection[str] | None = None) -> Joint:
+        """The inverse of `tokens`: normalised (B, N, D) through the heads of the wanted streams -> stream -> (B, ...)."""
         start = len(self.modalities) + bool(self.config.labels)
         joint = {}
         for stream, shape in shapes.items():
             n = _tokens(shape, self.config.patch)
-            out = self.head[_key(stream)](x[:, start : start + n])
-            joint[stream] = unpatchify(out, shape, self.config.patch) if len(shape) == 3 else out
+            if wanted is None or stream in wanted:
+                out = self.head[_key(stream)](self.norm(x[:, start : start + n]))
+                joint[stream] = unpatchify(out, shape, self.config.patch) if len(shape) == 3 else out
             start += n
         return joint
 
@@ -183,12 +222,14 @@ class UViT(Network):
             start += n
         return torch.cat(parts, 1)
 
-    def _rotation(self, shapes: Shapes, x: Tensor) -> Rotation:
+    def rotation(self, shapes: Shapes, x: Tensor) -> Rotation | None:
         """By which angles each token of x (B, N, D) is rotated; a grid of another size is stretched to the one known.
 
         Row, column and index count from 1; 0 stands for having none. The fastest pair makes a quarter turn a step, the
         slowest a quarter turn in twice the longest stream.
         """
+        if not self.config.rotary:
+            return None
         p, pairs = self.config.patch, self.config.dim // self.config.heads // 2
         places = [torch.zeros(len(self.modalities) + bool(self.config.labels), 3)]
         longest = [1.0, 1.0, 1.0]
