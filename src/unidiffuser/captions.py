@@ -3,9 +3,9 @@
     beam search   keep the K token sequences with the largest mean log-probability
     nucleus       draw from the fewest tokens whose probabilities sum to p (Holtzman et al. 2020, arXiv 1904.09751)
 
-The beam search is that of the released UniDiffuser (and of ClipCap, arXiv 2111.09734): a finished sequence keeps its place
-with its score, all are compared by their mean log-probability, and the search ends when all K are finished. Here all
-captions of a batch are searched together, and nothing that was computed is computed again.
+The beam search is that of the released UniDiffuser (and of ClipCap, arXiv 2111.09734): a finished sequence keeps its
+place with its score, all are compared by their mean log-probability, and the search ends when all K are finished. Here
+all captions of a batch are searched together, and nothing that was computed is computed again.
 
 It knows neither tokenizers nor what the prefix means.
 
@@ -59,9 +59,7 @@ class Continuation(Protocol):
         """Every sequence with one more token, (R,)."""
 
 
-def captions(
-    begun: Continuation, end: int, how: Captioning, seeds: Sequence[int] | None = None
-) -> list[list[int]]:
+def captions(begun: Continuation, end: int, how: Captioning, seeds: Sequence[int] | None = None) -> list[list[int]]:
     """The tokens of B captions, without the end.
 
     Args:
@@ -109,7 +107,7 @@ def beam_search(begun: Continuation, end: int, how: Captioning) -> tuple[Tensor,
         tokens = torch.cat([tokens.gather(1, source[..., None].expand_as(tokens)), following[..., None]], -1)
         done = done | (following == end)
         rows, token = (captions[:, None] * k + source).flatten(), following.flatten()
-    mean, order = (total / lengths).sort(-1, descending=True, stable=True)
+    mean, order = (total / lengths).sort(stable=True, dim=-1, descending=True)
     return tokens.gather(1, order[..., None].expand_as(tokens)), lengths.gather(1, order).long(), mean
 
 

@@ -1,8 +1,8 @@
 """The large parts of the released model, as two well-kept libraries build them: from a few numbers and tensors.
 
-A row of `ARCHITECTURES` is a part: which library makes it, and which settings describe it. The settings are plain numbers
-and words of an allow-list, so that no file can name a class or run anything. A part is built without memory, compared
-with the names and shapes of its weights, and loaded when it is used (`offload`).
+A row of `ARCHITECTURES` is a part: which library makes it, and which settings describe it. The settings are plain
+numbers and words of an allow-list, so that no file can name a class or run anything. A part is built without memory,
+compared with the names and shapes of its weights, and loaded when it is used (`offload`).
 
 It knows no file and no modality.
 """
@@ -125,7 +125,7 @@ ARCHITECTURES: dict[str, Architecture] = {
 """Every kind of part by name."""
 
 
-def part(kind: str, settings: Any, weights: Mapping[str, Tensor]) -> Offloaded[nn.Module]:
+def asleep(kind: str, settings: Any, weights: Mapping[str, Tensor]) -> Offloaded[nn.Module]:
     """A part, asleep.
 
     Args:

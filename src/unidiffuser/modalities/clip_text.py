@@ -3,9 +3,9 @@
     encode   the last hidden state of CLIP's text encoder, (77, 768), through a linear layer: (77, 64), unscaled
     decode   through a linear layer to (77, 768): the prefix that GPT-2 continues with a caption
 
-A sentence is padded with CLIP's padding token, which the network sees as any other; one that is too long is refused, not
-cut. Captions are searched or sampled as `captioning` says. A model that was converted without a part says so when the
-part is needed. The parts need the transformers library (the extra "released").
+A sentence is padded with CLIP's padding token, which the network sees as any other; one that is too long is refused,
+not cut. Captions are searched or sampled as `captioning` says. A model that was converted without a part says so when
+the part is needed. The parts need the transformers library (the extra "released").
 
 It knows no picture and no diffusion.
 
@@ -20,14 +20,14 @@ from typing import Any, ClassVar, Self
 
 import torch
 from tokenizers import Tokenizer
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
 
 from unidiffuser.captions import Captioning, captions
 from unidiffuser.modalities import Modality, check_whole, expect_keys, expect_shape
 from unidiffuser.modalities.text import plain, read_text, write_text
 from unidiffuser.offload import Offloaded, Weights
-from unidiffuser.pretrained import part
+from unidiffuser.pretrained import asleep
 
 PARTS = {"encoder": "clip_text", "decoder": "gpt2"}
 MAX_LENGTH = 4096
@@ -47,13 +47,14 @@ class ClipText(Modality[str]):
             config: "length" L, "width" D, "pad" and "end": token numbers, "captioning": fields of `Captioning`,
                 "encoder" and "decoder": the settings of the parts, None for one that is missing, and the tokenizers,
                 "clip_tokenizer" and "gpt2_tokenizer", as JSON or None.
-            state: "encoder.*", "decoder.*", and the linear layers "encode_prefix.*" (D, E) and "decode_prefix.*" (W, D).
+            state: "encoder.*", "decoder.*", and the linear layers "encode_prefix.*", (D, E), and "decode_prefix.*",
+                (W, D).
         """
         self._config, self.weights = dict(config), Weights.of(state)
         self.length, self.width = config["length"], config["width"]
         self.captioning = Captioning(**config["captioning"])
         self.parts = {
-            name: part(kind, config[name], self.weights.under(f"{name}."))
+            name: asleep(kind, config[name], self.weights.under(f"{name}."))
             for name, kind in PARTS.items()
             if config[name] is not None
         }
@@ -79,7 +80,8 @@ class ClipText(Modality[str]):
         ids = self._tokenizer("clip_tokenizer", self.reading).encode(text).ids
         if len(ids) > self.length:
             raise ValueError(
-                f"the text has {len(ids)} tokens with its begin and end; this model takes at most {self.length}: shorten it"
+                f"the text has {len(ids)} tokens, its begin and end counted; this model takes at most {self.length}: "
+                "shorten it"
             )
         return [*ids, *[self._config["pad"]] * (self.length - len(ids))]
 
@@ -158,7 +160,7 @@ class ClipText(Modality[str]):
         """Weight and bias of one of the linear layers."""
         return self.weights[f"{name}.weight"].to(like), self.weights[f"{name}.bias"].to(like)
 
-    def _part(self, name: str) -> Offloaded[nn.Module]:
+    def _part(self, name: str) -> Offloaded[Any]:
         if name not in self.parts:
             raise ValueError(f"this model was converted without its text {name}; convert it again with that part")
         return self.parts[name]
@@ -172,12 +174,12 @@ class ClipText(Modality[str]):
 class _Continuation:
     """What GPT-2 remembers of R sequences; see `captions.Continuation`."""
 
-    def __init__(self, decoder: nn.Module, output: Any) -> None:
+    def __init__(self, decoder: Any, output: Any) -> None:
         self.decoder, self.cache = decoder, output.past_key_values
         self.logits: Tensor = output.last_hidden_state[:, -1] @ decoder.get_input_embeddings().weight.T
 
     @classmethod
-    def begin(cls, decoder: nn.Module, prefix: Tensor) -> "_Continuation":
+    def begin(cls, decoder: Any, prefix: Tensor) -> "_Continuation":
         """The sequences that begin with a prefix (R, P, W)."""
         return cls(decoder, decoder(inputs_embeds=prefix, use_cache=True))
 

@@ -155,7 +155,7 @@ class Image(Modality[Picture]):
         return {**named, "mean": self.latents.mean, "std": self.latents.std}
 
     @classmethod
-    def restore(cls, config: dict[str, Any], state: dict[str, Tensor]) -> Self:
+    def restore(cls, config: dict[str, Any], state: Mapping[str, Tensor]) -> Self:
         """The codec of this size with these weights; nothing is allocated before all shapes are seen to agree."""
         expect_keys("config of an image modality", config, ["size", "channels", "autoencoder"])
         size, channels = config["size"], config["channels"]
@@ -305,7 +305,7 @@ def known_cells(raw: Any, width: int, height: int) -> Tensor:
 
 def pixels_of(picture: Picture) -> Tensor:
     """A picture (H, W) or (H, W, C) -> its pixels in [-1, 1], (C, H, W)."""
-    array = np.asarray(picture)
+    array = np.array(picture)
     return torch.from_numpy(array.reshape(*array.shape[:2], -1)).permute(2, 0, 1) / 127.5 - 1
 
 

@@ -3,9 +3,9 @@
     latent   (4, H/8, W/8): a draw from the posterior of Stable Diffusion's autoencoder, times its scaling factor
     clip     (1, 512): the picture's embedding by CLIP, not normalised
 
-A picture is turned upright, cut to the shape of its size around its middle, and resized by Lanczos; CLIP sees that picture
-resized to its own size. Only the latent is decoded. The width and height may be any multiples of `multiple`; the parts
-are loaded when they are first used, and need the diffusers and transformers libraries (the extra "released").
+A picture is turned upright, cut to the shape of its size around its middle, and resized by Lanczos; CLIP sees that
+picture resized to its own size. Only the latent is decoded. The width and height may be any multiples of `multiple`;
+the parts are loaded when they are first used, and need the diffusers and transformers libraries (the extra "released").
 
 It knows no text and no diffusion.
 """
@@ -17,7 +17,7 @@ from typing import Any, ClassVar, Self
 import PIL.Image
 import torch
 from PIL.PngImagePlugin import PngInfo
-from torch import Tensor, nn
+from torch import Tensor
 
 from unidiffuser.joint import noise_like
 from unidiffuser.modalities import Modality, check_whole, expect_keys, expect_shape
@@ -32,7 +32,7 @@ from unidiffuser.modalities.image import (
     upright,
 )
 from unidiffuser.offload import Offloaded, Weights
-from unidiffuser.pretrained import part
+from unidiffuser.pretrained import asleep
 
 PARTS = {"autoencoder": "autoencoder_kl", "vision": "clip_vision"}
 CLIP_MEAN, CLIP_STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
@@ -56,7 +56,7 @@ class StableDiffusion(Modality[Picture]):
         """
         self._config, self.weights = dict(config), Weights.of(state)
         self.parts = {
-            name: part(kind, config[name], self.weights.under(f"{name}."))
+            name: asleep(kind, config[name], self.weights.under(f"{name}."))
             for name, kind in PARTS.items()
             if config[name] is not None
         }
@@ -187,7 +187,7 @@ class StableDiffusion(Modality[Picture]):
         """Not possible: its parts are pretrained."""
         raise ValueError("a stable_diffusion modality is not fitted; it comes with a converted model")
 
-    def _part(self, name: str) -> Offloaded[nn.Module]:
+    def _part(self, name: str) -> Offloaded[Any]:
         if name not in self.parts:
             raise ValueError(f"this model was converted without its picture encoder {name!r}; convert it again with it")
         return self.parts[name]

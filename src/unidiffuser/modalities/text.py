@@ -138,7 +138,7 @@ class Text(Modality[str]):
         return {"codes": self.codes}
 
     @classmethod
-    def restore(cls, config: dict[str, Any], state: dict[str, Tensor]) -> Self:
+    def restore(cls, config: dict[str, Any], state: Mapping[str, Tensor]) -> Self:
         """The codec with this tokenizer, length and codes."""
         expect_keys("config of a text modality", config, ["length", "tokenizer"])
         expect_keys("state of a text modality", state, ["codes"])

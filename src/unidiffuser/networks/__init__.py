@@ -96,8 +96,10 @@ def build(description: Mapping[str, Any]) -> Network:
 
 
 def steadily(function: Callable[[Tensor], Tensor], rows: Tensor) -> Tensor:
-    """function(rows) of (B, D) rows, each the same to the bit in any batch.
+    """function(rows) of rows (..., D), each the same to the bit in any batch.
 
     A product of few rows adds up in another order than that of many, so few are padded to `STEADY_ROWS`.
     """
-    return function(F.pad(rows, (0, 0, 0, max(STEADY_ROWS - len(rows), 0))))[: len(rows)]
+    flat = rows.flatten(0, -2)
+    out = function(F.pad(flat, (0, 0, 0, max(STEADY_ROWS - len(flat), 0))))
+    return out[: len(flat)].unflatten(0, rows.shape[:-1])

@@ -146,7 +146,8 @@ class UViT(Network):
         parts = [time[:, None] for time in times.values()]
         added = {m: steadily(mlp, times[m])[:, None] for m, mlp in self.timestep.items()} if self.timestep else {}
         for stream in self.config.streams:
-            tokens = self.embed[_key(stream)](xt[stream].to(dtype))
+            embedding, values = self.embed[_key(stream)], xt[stream].to(dtype)
+            tokens = embedding(values) if values.ndim == 4 else steadily(embedding, values)
             parts.append(tokens + added[modality_of(stream)] if added else tokens)
         x = torch.cat(parts, 1) + self._positions(self.shapes(xt))
         if not self.config.labels:
@@ -193,13 +194,13 @@ class UViT(Network):
         return x
 
     def streams(self, x: Tensor, shapes: Shapes, wanted: Collection[str] | None = None) -> Joint:
-        """The inverse of `tokens`: normalised (B, N, D) through the heads of the wanted streams -> stream -> (B, ...)."""
+        """The inverse of `tokens`: (B, N, D) normalised, then the heads of the wanted streams -> stream -> (B, ...)."""
         start = len(self.modalities) + bool(self.config.labels)
         joint = {}
         for stream, shape in shapes.items():
             n = _tokens(shape, self.config.patch)
             if wanted is None or stream in wanted:
-                out = self.head[_key(stream)](self.norm(x[:, start : start + n]))
+                out = steadily(self.head[_key(stream)], self.norm(x[:, start : start + n]))
                 joint[stream] = unpatchify(out, shape, self.config.patch) if len(shape) == 3 else out
             start += n
         return joint
@@ -263,7 +264,8 @@ class PatchEmbedding(nn.Conv2d):
     def forward(self, x: Tensor) -> Tensor:
         p = self.kernel_size[0]
         patches = x.unfold(2, p, p).unfold(3, p, p).permute(0, 2, 3, 1, 4, 5)  # (B, h, w, C, p, p)
-        return F.linear(patches.flatten(3).flatten(1, 2), self.weight.flatten(1), self.bias)
+        rows = patches.flatten(3).flatten(1, 2)  # (B, h w, C p p)
+        return steadily(lambda x: F.linear(x, self.weight.flatten(1), self.bias), rows)
 
 
 class Block(nn.Module):
