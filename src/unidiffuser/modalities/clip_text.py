@@ -27,7 +27,7 @@ from unidiffuser.captions import Captioning, captions
 from unidiffuser.modalities import Modality, check_whole, expect_keys, expect_shape
 from unidiffuser.modalities.text import plain, read_text, write_text
 from unidiffuser.offload import Offloaded, Weights
-from unidiffuser.pretrained import asleep
+from unidiffuser.pretrained import asleep, library
 
 PARTS = {"encoder": "clip_text", "decoder": "gpt2"}
 MAX_LENGTH = 4096
@@ -174,14 +174,15 @@ class ClipText(Modality[str]):
 class _Continuation:
     """What GPT-2 remembers of R sequences; see `captions.Continuation`."""
 
-    def __init__(self, decoder: Any, output: Any) -> None:
-        self.decoder, self.cache = decoder, output.past_key_values
+    def __init__(self, decoder: Any, cache: Any, output: Any) -> None:
+        self.decoder, self.cache = decoder, cache
         self.logits: Tensor = output.last_hidden_state[:, -1] @ decoder.get_input_embeddings().weight.T
 
     @classmethod
     def begin(cls, decoder: Any, prefix: Tensor) -> "_Continuation":
         """The sequences that begin with a prefix (R, P, W)."""
-        return cls(decoder, decoder(inputs_embeds=prefix, use_cache=True))
+        cache = library("transformers", "writing captions").DynamicCache(config=decoder.config)
+        return cls(decoder, cache, decoder(None, cache, inputs_embeds=prefix, use_cache=True))
 
     def take(self, rows: Tensor) -> "_Continuation":
         """These rows of the cache, in this order."""
@@ -189,8 +190,8 @@ class _Continuation:
         return self
 
     def extend(self, tokens: Tensor) -> "_Continuation":
-        """Read one more token a sequence."""
-        return _Continuation(self.decoder, self.decoder(tokens[:, None], past_key_values=self.cache, use_cache=True))
+        """Read one more token a sequence; the cache grows."""
+        return _Continuation(self.decoder, self.cache, self.decoder(tokens[:, None], self.cache, use_cache=True))
 
 
 def _tokenizer(saved: Any) -> Tokenizer | None:
