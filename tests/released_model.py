@@ -1,4 +1,4 @@
-"""Small released models with random weights: the libraries' own parts, saved as a diffusers folder and as original files.
+"""Small released models with random weights: the libraries' own parts, as a diffusers folder and as original files.
 
 Everything here is said in the libraries' words or in those of the original files, so that what the tests compare with
 does not lean on our own translation.
@@ -75,7 +75,8 @@ def _clip_tokenizer() -> Any:
     words = ["<|startoftext|>", "<|endoftext|>", "!", ",", "!</w>", ",</w>"]
     vocabulary = [*words, *LETTERS, *(f"{x}</w>" for x in LETTERS), "re", "red</w>", "at</w>", "cat</w>"]
     return transformers.CLIPTokenizer(
-        vocab={token: k for k, token in enumerate(vocabulary)}, merges=[("r", "e"), ("re", "d</w>"), ("a", "t</w>"), ("c", "at</w>")]
+        vocab={token: k for k, token in enumerate(vocabulary)},
+        merges=[("r", "e"), ("re", "d</w>"), ("a", "t</w>"), ("c", "at</w>")],
     )
 
 
@@ -106,7 +107,7 @@ def save_diffusers(folder: Path, model: Released, *, old: bool = False) -> Path:
 
 
 def _age(folder: Path) -> None:
-    """Names of 2023: a text encoder with a prefix and saved positions, masks in the decoder, old attention in the VAE."""
+    """Names of 2023: a prefix and positions in the text encoder, masks in the decoder, old attention in the VAE."""
     from safetensors.torch import load_file
 
     encoder = folder / "text_encoder"

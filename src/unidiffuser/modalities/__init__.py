@@ -65,6 +65,13 @@ class Modality(ABC, Generic[Raw]):
         """As `decode`, one seed a value: what a codec whose decoding is a distribution draws from it."""
         return self.decode(streams)
 
+    def choose_decoding(self, **options: Any) -> None:
+        """How values are decoded from now on, for codecs that can do it in more than one way (top_p for captions).
+
+        A codec that can overrides this; here it raises ValueError.
+        """
+        raise ValueError(f"a value of kind {self.kind!r} is decoded in one way only; leave out {', '.join(options)}")
+
     def resized(self, width: int, height: int) -> Self:
         """The same codec for values of another size in pixels; ValueError unless it can have one."""
         raise ValueError(f"a value of kind {self.kind!r} has no width and height; leave the size out")

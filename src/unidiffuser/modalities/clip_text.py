@@ -14,7 +14,7 @@ It knows no picture and no diffusion.
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, ClassVar, Self
 
@@ -113,6 +113,10 @@ class ClipText(Modality[str]):
             prefix = F.linear(x, *self._linear("decode_prefix", x))  # (B, L, W)
             rows = captions(_Continuation.begin(decoder, prefix), self._config["end"], self.captioning, seeds)
         return [" ".join(writing.decode(row).split()) for row in rows]
+
+    def choose_decoding(self, **options: Any) -> None:
+        """Fields of `captions.Captioning`, such as top_p=0.9."""
+        self.captioning = replace(self.captioning, **options)
 
     def empty(self) -> dict[str, Tensor]:
         """The encoding of the sentence without words."""
