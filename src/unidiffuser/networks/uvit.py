@@ -249,11 +249,11 @@ class UViT(Network):
     def sight(self, t: Mapping[str, Tensor], shapes: Shapes, x: Tensor) -> Sight:
         """What attention knows of the tokens x (B, N, D) of streams of these shapes."""
         return Sight(
-            self._rotation(shapes, x) if self.config.rotary else None,
+            self.rotation(shapes, x) if self.config.rotary else None,
             self._hidden(t, shapes) if self.config.unseen else None,
         )
 
-    def _rotation(self, shapes: Shapes, x: Tensor) -> Rotation:
+    def rotation(self, shapes: Shapes, x: Tensor) -> Rotation:
         """By which angles each token of x (B, N, D) is rotated; a grid of another size is stretched to the one known.
 
         Row, column and index count from 1; 0 stands for having none. The fastest pair makes a quarter turn a step, the
