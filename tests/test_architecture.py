@@ -19,6 +19,7 @@ LAYERS = """
     __init__ cli
     presets
     train evaluate
+    evaluation
     stages
     optimise
     training
@@ -28,11 +29,11 @@ LAYERS = """
     codecs
     checkpoints
     datasets
-    metrics
+    distances metrics
     modalities
     captions
     pretrained
-    chains agreement
+    chains agreement likelihood
     sampling
     solvers
     guidance
@@ -157,7 +158,9 @@ def test_no_forbidden_content() -> None:
 
 def test_pickles_are_read_as_weights_only() -> None:
     tree = ast.parse(read_sources()[WEIGHTS_ONLY])
-    calls = [ast.unparse(node) for node in ast.walk(tree) if isinstance(node, ast.Call) and "load(" in ast.unparse(node)]
+    calls = [
+        ast.unparse(node) for node in ast.walk(tree) if isinstance(node, ast.Call) and "load(" in ast.unparse(node)
+    ]
     assert any("torch.load" in call for call in calls)
     assert all("weights_only=True" in call for call in calls if "torch.load" in call)
     assert "pickle.load" not in ast.unparse(tree)

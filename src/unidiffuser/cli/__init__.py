@@ -17,6 +17,7 @@ from unidiffuser import __version__
 from unidiffuser.cli import data, flags
 from unidiffuser.cli import train as training
 from unidiffuser.cli.convert import convert, convert_flags
+from unidiffuser.cli.evaluate import evaluate, evaluate_flags
 from unidiffuser.cli.flags import Parser
 from unidiffuser.cli.terminal import Terminal, Verb, guarded
 
@@ -111,28 +112,6 @@ def score(args: argparse.Namespace, terminal: Terminal) -> int:
     return 0
 
 
-def evaluate(args: argparse.Namespace, terminal: Terminal) -> int:
-    """Measure a model of the scenes against their truth."""
-    from unidiffuser.evaluate import evaluate_scenes, markdown
-
-    model = flags.load(args)
-    chosen = {"steps": args.steps, "solver": args.solver, "guidance": flags.guidance(args)}
-    chosen |= {"label": args.label, "reuse": args.reuse}
-    settings = {name: value for name, value in chosen.items() if value is not None}
-    with terminal.progress("evaluating") as progress:
-        report = evaluate_scenes(
-            model,
-            args.samples,
-            seed=args.seed or 0,
-            settings=settings,
-            progress=lambda what, done, total: progress(done, total),
-        )
-    terminal.answer(
-        {"model": model.name, "model_sha256": model.digest, "world": "scenes", **report}, [markdown(report)]
-    )
-    return 0
-
-
 def models(args: argparse.Namespace, terminal: Terminal) -> int:
     """List the models in the box and in folders."""
     from unidiffuser.checkpoints import box, native
@@ -189,15 +168,6 @@ def score_flags(parser: Parser) -> None:
     parser.flag("--seed", type=flags.whole, help="of the noise (default: 0)")
     parser.flag("--out", metavar="FOLDER", help="write a map of the bits over the picture there")
     parser.flag("--force", action="store_true", help="overwrite files that are there")
-
-
-def evaluate_flags(parser: Parser) -> None:
-    """The flags of evaluate."""
-    parser.add_argument("model", help="name of a model in the box, or a folder")
-    flags.add_placement(parser)
-    parser.flag("--samples", type=flags.whole, default=1000, metavar="N", help="samples a row, 8 to 10000")
-    parser.flag("--seed", type=flags.whole, help="of captions and noise (default: 0)")
-    flags.add_settings(parser)
 
 
 def models_flags(parser: Parser) -> None:
