@@ -58,7 +58,7 @@ def test_a_killed_run_ends_in_the_bits_of_the_straight_one_and_then_is_done(plac
     killed = subprocess.Popen(line, cwd=place, env=ENVIRONMENT, stderr=subprocess.DEVNULL)
     checkpoints = place / "runs/killed/network/checkpoints"
     deadline = time.monotonic() + 120
-    while killed.poll() is None and not list(checkpoints.glob("[0-9]*")) and time.monotonic() < deadline:
+    while killed.poll() is None and not list(checkpoints.glob("step-????????")) and time.monotonic() < deadline:
         time.sleep(0.01)
     killed.send_signal(signal.SIGKILL)
     assert killed.wait() == -signal.SIGKILL
