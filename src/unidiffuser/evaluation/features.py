@@ -64,7 +64,7 @@ def latents(codec: Modality[Any], values: list[Any]) -> Tensor:
 
 
 def random_convolutions() -> Callable[[Modality[Any], list[Any]], Tensor]:
-    """Pictures -> means of rectified random filters over a 2 x 2 cut of the picture, at three scales, and of its colours (N, 908)."""
+    """Pictures -> means over a 2 x 2 cut of their colours and of rectified random filters at three scales (N, 908)."""
     weights, channels = [], 3
     for layer, count in enumerate(CHANNELS):
         noise = torch.randn(count, channels, 3, 3, generator=generator("evaluate", "features", layer))
