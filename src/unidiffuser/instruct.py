@@ -127,7 +127,7 @@ def level_weight(method: Method, process: Process, t: Tensor) -> Tensor:
         drawn = torch.ones_like(omega)
         if method.draw == "timestep":
             (drawn,) = torch.autograd.grad(-t_of.sum(), log_snr, create_graph=True)
-        (slope,) = torch.autograd.grad((omega * drawn).sum(), log_snr)
+        (slope,) = torch.autograd.grad((omega * drawn + 0.0 * log_snr).sum(), log_snr)
         return (2.0 * omega - slope / drawn).detach()
 
 
