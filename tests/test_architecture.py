@@ -19,7 +19,9 @@ LAYERS = """
     __init__ cli
     presets
     train evaluate
+    stages
     optimise
+    training
     request
     pipeline recipe
     codecs
@@ -32,6 +34,7 @@ LAYERS = """
     solvers
     guidance
     losses
+    lora
     mixture
     denoiser
     networks

@@ -109,7 +109,7 @@ def read(folder: str | Path) -> Parts:
             name: modalities.find(entry["kind"]).restore(entry["config"], _under(f"modalities.{name}.", tensors))
             for name, entry in config["modalities"].items()
         }
-        settings = _settings(config["settings"])
+        settings = settings_from(config["settings"])
     card = (folder / CARD).read_text(encoding="utf-8", errors="replace") if (folder / CARD).is_file() else ""
     return Parts(
         name=config["name"],
@@ -248,7 +248,7 @@ def _check_modalities(path: Path, entries: dict[str, Any]) -> None:
             )
 
 
-def _settings(values: Mapping[str, Any]) -> Settings:
+def settings_from(values: Mapping[str, Any]) -> Settings:
     """Settings from JSON; a TypeError names an unknown one."""
     values = dict(values)
     guidance = values.pop("guidance", {})

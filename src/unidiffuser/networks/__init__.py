@@ -38,6 +38,10 @@ class Network(nn.Module, ABC):
             label: (B,) integer global labels, for networks that have them.
         """
 
+    def blocks(self) -> list[nn.Module]:
+        """The repeated parts, in order: what is computed again to save memory, and cut over many processes."""
+        return []
+
     def describe(self) -> dict[str, Any]:
         """A JSON-able description from which `build` makes the same network."""
         return {"kind": self.kind, **dataclasses.asdict(self.config)}

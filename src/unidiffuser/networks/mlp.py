@@ -54,6 +54,9 @@ class MLP(Network):
         )
         self.head = nn.Sequential(nn.LayerNorm(d), nn.Linear(d, sum(self.sizes)))
 
+    def blocks(self) -> list[nn.Module]:
+        return list(self.layers)
+
     def forward(self, xt: Joint, t: Mapping[str, Tensor], label: Tensor | None = None) -> Joint:
         values = [xt[stream].flatten(1) for stream in self.config.streams]
         times = [sinusoid(t[m] * 1000.0, self.config.dim).to(values[0]) for m in self.modalities]
