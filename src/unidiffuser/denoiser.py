@@ -6,6 +6,7 @@ A guided denoiser, an averaged denoiser, a distilled denoiser, a closed-form den
 Denoisers. Solvers, previews and distillation know nothing else. This file knows nothing of roles or raw data.
 """
 
+from collections.abc import Mapping
 from typing import Protocol
 
 from torch import Tensor, nn
@@ -42,15 +43,17 @@ class NetworkDenoiser:
         self.network, self.process, self.prediction, self.label = network, process, prediction, label
 
     def __call__(self, xt: Joint, t: dict[str, Tensor]) -> Joint:
-        label = self._label_for(xt)
-        output = self.network(xt, t, label)
-        return {
-            stream: self.process.x0_from(self.prediction, output[stream], x, t[modality_of(stream)])
-            for stream, x in xt.items()
-        }
+        return clean_estimate(self.process, self.prediction, self.network(xt, t, self._label_for(xt)), xt, t)
 
     def _label_for(self, xt: Joint) -> Tensor | None:
         """The labels, repeated when guidance stacks several branches of the batch into one forward."""
         if self.label is None:
             return None
         return self.label.repeat(next(iter(xt.values())).shape[0] // self.label.shape[0])
+
+
+def clean_estimate(
+    process: Process, prediction: Prediction, output: Joint, xt: Joint, t: Mapping[str, Tensor]
+) -> Joint:
+    """What a network's outputs stand for: the clean estimate of every stream of xt."""
+    return {s: process.x0_from(prediction, output[s], x, t[modality_of(s)]) for s, x in xt.items()}

@@ -135,6 +135,10 @@ class UViT(Network):
         nn.init.trunc_normal_(self.position, std=INIT_STD)
 
     def forward(self, xt: Joint, t: Mapping[str, Tensor], label: Tensor | None = None) -> Joint:
+        return self.read_out(self.features(xt, t, label), xt)
+
+    def features(self, xt: Joint, t: Mapping[str, Tensor], label: Tensor | None = None) -> Tensor:
+        """The tokens after the last block, (B, N, D)."""
         shapes = {stream: tuple(xt[stream].shape[1:]) for stream in self.config.streams}
         x = self.tokens(xt, t, label)  # (B, N, D)
         rotation = self._rotation(shapes, x) if self.config.rotary else None
@@ -146,8 +150,11 @@ class UViT(Network):
         x = self.mid_block(x, rotation, hidden)
         for block in self.out_blocks:
             x = block(x, rotation, hidden, skips.pop())
-        x = self.norm(x)  # (B, N, D)
-        return self.streams(x, shapes)
+        out: Tensor = self.norm(x)  # (B, N, D)
+        return out
+
+    def read_out(self, features: Tensor, xt: Joint) -> Joint:
+        return self.streams(features, {stream: tuple(xt[stream].shape[1:]) for stream in self.config.streams})
 
     def blocks(self) -> list[nn.Module]:
         return [*self.in_blocks, self.mid_block, *self.out_blocks]
