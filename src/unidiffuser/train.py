@@ -172,11 +172,12 @@ def _averages(
 
 def _codecs(preset: Preset, run: Path, team: Team, progress: Progress | None) -> dict[str, Modality[Any]]:
     """The codec of every modality: that of the model of `start`, or one that is fitted."""
-    known = warm.codecs_of(preset.start, preset.codecs) if preset.start else {}
+    known = warm.codecs_of(preset.start, preset.codecs) if preset.start else dict(preset.encoders or {})
+    values = preset.values or partial(codecs.first_values, preset.pairs)
     torch.manual_seed(preset.training.seed)
     autoencoder = partial(_trained_autoencoder, preset, run, team, progress)
     return known | {
-        name: codecs.fit_codec(name, entry, preset.pairs, preset.fitted_on, autoencoder)
+        name: codecs.fit_codec(name, entry, values, preset.fitted_on, autoencoder)
         for name, entry in preset.codecs.items()
         if name not in known
     }

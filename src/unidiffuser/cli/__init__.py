@@ -9,14 +9,13 @@ What a verb needs is imported inside it, so that --help need not wait for torch.
 import argparse
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Callable, Sequence
 from itertools import groupby
-from pathlib import Path
 from typing import Any
 
 from unidiffuser import __version__
 from unidiffuser.cli import flags
+from unidiffuser.cli import train as training
 from unidiffuser.cli.flags import Parser
 from unidiffuser.cli.terminal import Terminal, Verb, guarded
 
@@ -111,28 +110,6 @@ def score(args: argparse.Namespace, terminal: Terminal) -> int:
     return 0
 
 
-def train(args: argparse.Namespace, terminal: Terminal) -> int:
-    """Train a model by a preset, going on where an earlier run in the same folder stopped."""
-    from unidiffuser.presets import PRESETS
-    from unidiffuser.train import train as carry_out
-
-    if args.preset not in PRESETS:
-        known = f"there are {', '.join(PRESETS)}{flags.guess(args.preset, PRESETS)}"
-        raise ValueError(f"there is no preset {args.preset!r}; {known}")
-    preset = PRESETS[args.preset]()
-    if args.steps is not None:
-        preset = replace(preset, training=replace(preset.training, steps=args.steps))
-    with terminal.progress("training") as progress:
-
-        def show(stage: str, done: int, total: int, figures: Mapping[str, float]) -> None:
-            progress(done, total)
-
-        carry_out(preset, Path(args.run), device=args.device, progress=show)
-    final = str(Path(args.run) / "final")
-    terminal.answer({"model": final}, [final])
-    return 0
-
-
 def evaluate(args: argparse.Namespace, terminal: Terminal) -> int:
     """Measure a model of the scenes against their truth."""
     from unidiffuser.evaluate import evaluate_scenes, markdown
@@ -211,14 +188,6 @@ def score_flags(parser: Parser) -> None:
     parser.flag("--force", action="store_true", help="overwrite files that are there")
 
 
-def train_flags(parser: Parser) -> None:
-    """The flags of train."""
-    parser.add_argument("preset", help="the name of a recipe; an unknown name lists them")
-    parser.flag("--run", required=True, metavar="FOLDER", help="checkpoints, metrics, and in the end the model: final/")
-    parser.flag("--steps", type=flags.whole, help="optimiser steps of the network (default: the preset's)")
-    flags.add_device(parser)
-
-
 def evaluate_flags(parser: Parser) -> None:
     """The flags of evaluate."""
     parser.add_argument("model", help="name of a model in the box, or a folder")
@@ -237,7 +206,8 @@ VERBS: dict[str, tuple[Verb, Callable[[Parser], None] | None, bool]] = {
     "sample": (sample, sample_flags, True),
     "chain": (chain, chain_flags, True),
     "score": (score, score_flags, True),
-    "train": (train, train_flags, False),
+    "train": (training.train, training.train_flags, False),
+    "preview": (training.preview, training.preview_flags, False),
     "evaluate": (evaluate, evaluate_flags, False),
     "models": (models, models_flags, False),
     "doctor": (doctor, None, False),
@@ -247,7 +217,10 @@ VERBS: dict[str, tuple[Verb, Callable[[Parser], None] | None, bool]] = {
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a command line; returns the exit code."""
-    argv = sys.argv[1:] if argv is None else argv
+    if argv is None:
+        argv = sys.argv[1:]
+        if argv[:1] == ["train"]:
+            training.with_memory(argv)
     if not argv or argv[0] in ("-h", "--help", "--version"):
         print(
             f"unidiffuser {__version__}" if argv[:1] == ["--version"] else overview(),

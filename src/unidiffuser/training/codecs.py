@@ -13,24 +13,32 @@ import os
 import shutil
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from safetensors.torch import load_file, save_file
 
 from unidiffuser import modalities
+from unidiffuser.codecs import Codecs
 from unidiffuser.datasets import Pairs
 from unidiffuser.modalities import Modality
-from unidiffuser.networks.autoencoder import AutoEncoder
+from unidiffuser.networks.autoencoder import AutoEncoder, AutoEncoderConfig
+from unidiffuser.training.preset import Preset
+
+LOOKED_AT = 1000
+"""So many values tell the shapes of codecs for an estimate."""
 
 Autoencoders = Callable[[str], AutoEncoder]
 """The trained autoencoder of a modality, made when it is asked for."""
 
 
-def fit_codec(
-    name: str, entry: Mapping[str, Any], pairs: Pairs, count: int, autoencoder: Autoencoders
-) -> Modality[Any]:
-    """Fit the codec of one modality on the first `count` pairs that have it.
+Values = Callable[[str, int], Iterator[Any]]
+"""(modality, most) -> raw values."""
+
+
+def fit_codec(name: str, entry: Mapping[str, Any], values: Values, count: int, autoencoder: Autoencoders) -> Any:
+    """Fit the codec of one modality on at most `count` values.
 
     Raises:
         ValueError: its kind is unknown, an option is out of range, or no pair has a usable value.
@@ -40,16 +48,30 @@ def fit_codec(
     if entry.get("autoencoder"):
         options = {"autoencoder": autoencoder(name)}
     try:
-        return kind.fit(_values(name, pairs, count), **options)
+        return kind.fit(values(name, count), **options)
     except TypeError as error:
         raise ValueError(f"the codec of {name!r} ({kind.kind}) has no such option: {error}") from error
     except ValueError as error:
         raise ValueError(f"the codec of {name!r} cannot be fitted: {error}") from error
 
 
-def _values(name: str, pairs: Pairs, count: int) -> Iterator[Any]:
+def shapes_of(preset: Preset) -> dict[str, tuple[int, ...]]:
+    """Stream -> shape of the codecs that a preset would fit, with an autoencoder that is not trained."""
+
+    def fresh(name: str) -> AutoEncoder:
+        return AutoEncoder(AutoEncoderConfig(**preset.codecs[name]["autoencoder"]))
+
+    values = preset.values or partial(first_values, preset.pairs)
+    made = preset.encoders or {
+        name: fit_codec(name, entry, values, min(preset.fitted_on, LOOKED_AT), fresh)
+        for name, entry in preset.codecs.items()
+    }
+    return Codecs(made).shapes
+
+
+def first_values(pairs: Pairs, name: str, most: int) -> Iterator[Any]:
     """The values of a modality among the first pairs; pairs without it, or that cannot be read, are passed over."""
-    for i in range(min(count, len(pairs))):
+    for i in range(min(most, len(pairs))):
         try:
             value = pairs[i].get(name)
         except (ValueError, OSError):

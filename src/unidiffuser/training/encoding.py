@@ -60,25 +60,37 @@ class Encoding:
         present: dict[str, Tensor] = {}
         with torch.inference_mode(), torch.autocast("cpu", torch.bfloat16, enabled=self.autocast):
             for name, codec in self.modalities.items():
-                good: dict[int, Any] = {}
-                for k, pair in enumerate(pairs):
-                    if pair.get(name) is None:
-                        continue
-                    try:
-                        good[k] = codec.check(pair[name])
-                    except ValueError as error:
-                        refused.append(f"a value of {name!r}: {error}")
-                there = torch.zeros(len(pairs), dtype=torch.bool)
-                there[list(good)] = True
-                present[name] = there
-                made = codec.encode_together(list(good.values())) if good else {}
-                for stream in streams_of(name, shapes):
-                    x = torch.zeros(len(pairs), *shapes[stream])
-                    if good:
-                        x[there] = made[stream.partition(".")[2]].float()
-                    x0[stream] = x
+                streams = streams_of(name, shapes)
+                rows, made = _streams(codec, name, streams, pairs, refused)
+                present[name] = torch.zeros(len(pairs), dtype=torch.bool)
+                present[name][rows] = True
+                for stream in streams:
+                    x0[stream] = torch.zeros(len(pairs), *shapes[stream])
+                    if rows:
+                        x0[stream][rows] = made[stream].float()
         label = torch.tensor([pair.get(LABEL, 0) for pair in pairs])
         return Batch(x0=x0, present=present, label=label, refused=tuple(refused))
+
+
+def _streams(
+    codec: Modality[Any], name: str, streams: Sequence[str], pairs: Sequence[Mapping[str, Any]], refused: list[str]
+) -> tuple[list[int], Joint]:
+    """Which pairs have a modality that can be used, and its streams; of encoded data these are there already."""
+    ready = [k for k, pair in enumerate(pairs) if all(isinstance(pair.get(s), Tensor) for s in streams)]
+    if ready:
+        return ready, {s: torch.stack([pairs[k][s] for k in ready]) for s in streams}
+    good: dict[int, Any] = {}
+    for k, pair in enumerate(pairs):
+        if pair.get(name) is None:
+            continue
+        try:
+            good[k] = codec.check(pair[name])
+        except ValueError as error:
+            refused.append(f"a value of {name!r}: {error}")
+    if not good:
+        return [], {}
+    made = codec.encode_together(list(good.values()))
+    return list(good), {stream: made[stream.partition(".")[2]] for stream in streams}
 
 
 @dataclass

@@ -2,12 +2,13 @@
 
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
 from unidiffuser.checkpoints import Settings
 from unidiffuser.datasets import Pairs
+from unidiffuser.modalities import Modality
 from unidiffuser.process import Prediction
 
 Sharding = Literal["none", "fsdp"]
@@ -98,6 +99,10 @@ class Preset:
     """What the model is called."""
     pairs: Pairs
     """The data: modality -> raw value."""
+    values: Callable[[str, int], Iterator[Any]] | None = None
+    """(modality, most) -> raw values to fit its codec on; None: those of the first pairs."""
+    encoders: Mapping[str, Modality[Any]] | None = None
+    """The fitted codecs, of data that were encoded before; None: they are fitted to the data."""
     data: str = ""
     """What names the data in a run folder; their repr if empty."""
     fitted_on: int
@@ -164,12 +169,15 @@ FREE += tuple(f"training.{name}" for name in ("steps", "cooldown", "save_every",
 
 def describe(preset: Preset) -> dict[str, Any]:
     """The preset as JSON, for the saved model and for the run folder."""
-    values = {f: getattr(preset, f) for f in preset.__dataclass_fields__ if f not in ("pairs", "data")}
+    values = {
+        f: getattr(preset, f) for f in preset.__dataclass_fields__ if f not in ("pairs", "data", "values", "encoders")
+    }
     plain = {name: asdict(v) if name in _NESTED and v is not None else v for name, v in values.items()}
     plain["pairs"] = preset.data or repr(preset.pairs)
     return dict(json.loads(json.dumps(plain)))
 
 
+_UNSAID = ("pairs", "data", "values", "encoders")
 _NESTED = ("autoencoder_training", "training", "adapter", "settings")
 
 
