@@ -18,12 +18,12 @@ LAYERS = """
     __main__
     __init__ cli
     presets
-    train evaluate
+    train distill evaluate
     stages
     optimise
     training
     request
-    pipeline recipe
+    pipeline recipe sheet
     codecs
     checkpoints
     datasets
@@ -32,12 +32,15 @@ LAYERS = """
     chains agreement
     sampling
     solvers
+    teach
     guidance
-    losses
+    critic
+    losses instruct
     lora
     mixture
     denoiser
     networks
+    divergences
     process
     timesteps
     joint

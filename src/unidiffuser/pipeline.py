@@ -84,6 +84,7 @@ class UniDiffuser:
         modalities: Mapping[str, Modality[Any]],
         *,
         settings: Settings | None = None,
+        critic: Network | None = None,
         name: str = "unnamed",
         training: Mapping[str, Any] | None = None,
         card: str = "",
@@ -96,6 +97,7 @@ class UniDiffuser:
             prediction: what the network's outputs stand for.
             modalities: name -> codec; a name is a keyword of `sample` and a flag of the command line.
             settings: how to sample unless told otherwise.
+            critic: of a student, whose network answers with samples: a network of its law that answers with means.
             name, training, card: what the model says of itself.
             digest: the sha256 of the files it came from.
 
@@ -112,6 +114,7 @@ class UniDiffuser:
         self.name, self.prediction, self.digest = name, prediction, digest
         self.codecs = Codecs(modalities)
         self.network = network.requires_grad_(False).eval()
+        self.critic = None if critic is None else critic.requires_grad_(False).eval()
         self.process_name, self.process = process, PROCESSES[process]()
         self.settings = settings or Settings()
         self.training, self.card = dict(training or {}), card
@@ -138,6 +141,7 @@ class UniDiffuser:
             parts.prediction,
             parts.modalities,
             settings=parts.settings,
+            critic=parts.critic,
             name=parts.name,
             training=parts.training,
             card=parts.card,
@@ -153,6 +157,7 @@ class UniDiffuser:
             prediction=self.prediction,
             modalities=self.modalities,
             settings=self.settings,
+            critic=self.critic,
             training=self.training,
             card=self.card,
         )
@@ -162,6 +167,8 @@ class UniDiffuser:
         """Move the network to a device."""
         try:
             self.network.to(device)
+            if self.critic is not None:
+                self.critic.to(device)
         except (RuntimeError, AssertionError) as error:
             raise ValueError(f"the device {str(device)!r} cannot be used here; 'cpu' always can") from error
         return self
@@ -183,8 +190,13 @@ class UniDiffuser:
 
     @property
     def denoiser(self) -> Denoiser:
-        """The network as a Denoiser."""
+        """The network as a Denoiser: what samples are drawn with. A student's answers with samples, not with means."""
         return NetworkDenoiser(self.network, self.process, self.prediction)
+
+    @property
+    def posterior(self) -> Denoiser:
+        """E[x0 | x_t] under the law of the samples: the network, or a student's critic."""
+        return NetworkDenoiser(self.critic or self.network, self.process, self.prediction)
 
     def sample(
         self,
@@ -310,7 +322,7 @@ class UniDiffuser:
         a, b = ({s: x.to(self.device) for s, x in self.encode(**end).items()} for end in (first, second))
         fractions = [k / (frames - 1) for k in range(frames)]
         joints = chains.interpolate(
-            self.denoiser,
+            self.posterior,
             self.process,
             self.shapes,
             a,
@@ -341,7 +353,7 @@ class UniDiffuser:
         joint = {s: x.to(self.device) for s, x in self.encode(**given).items()}
         seeds = seeds_from(seed, batch_size(joint))
         found = pointwise_information(
-            self.denoiser, self.process, self.shapes, joint, of, about, seeds, samples=samples
+            self.posterior, self.process, self.shapes, joint, of, about, seeds, samples=samples
         )
         # A grid's channels are no places: their bits are added up. So are those of the numbers of a token.
         maps = {s: bits.sum(1 if bits.ndim == 4 else -1).cpu().numpy() for s, bits in found.maps.items()}
@@ -375,7 +387,7 @@ class UniDiffuser:
         sampling.check_streams("the joint", joint, list(self.shapes), self.shapes, batch)
         xt = {stream: joint[stream].to(self.device, torch.float32) for stream in self.shapes}
         t = self._checked_timesteps(batch, timesteps)
-        x0 = self.denoiser(xt, t)
+        x0 = self.posterior(xt, t)
         return {s: self.process.eps_from_x0(x0[s], x, t[modality_of(s)]) for s, x in xt.items()}
 
     def _draw(self, plan: "_Plan", seeds: list[int], rows: slice, on_step: OnStep | None) -> Joint:
@@ -399,6 +411,7 @@ class UniDiffuser:
                 solver=settings.solver,
                 steps=settings.steps,
                 grid=settings.grid,
+                begin=settings.begin,
                 end=settings.end,
                 device=self.device,
                 on_step=on_step,

@@ -32,6 +32,8 @@ class Settings:
     """A row of `solvers.SOLVERS`."""
     grid: str = "uniform"
     """A row of `sampling.GRIDS`."""
+    begin: float = 1.0
+    """The timestep at which sampling starts."""
     end: float = 0.0
     """The timestep at which sampling stops."""
     guidance: Guidance = field(default_factory=Guidance)
@@ -52,6 +54,8 @@ class Parts:
     """What the network's outputs stand for."""
     modalities: Mapping[str, Modality[Any]]
     """Name -> codec, in the order in which they are shown."""
+    critic: Network | None = None
+    """Of a student, whose network answers with samples: a network like it that answers with means."""
     settings: Settings = field(default_factory=Settings)
     """How it is sampled unless the user says otherwise."""
     training: Mapping[str, Any] = field(default_factory=dict)

@@ -14,6 +14,7 @@ from itertools import groupby
 from typing import Any
 
 from unidiffuser import __version__
+from unidiffuser.cli import distill as one_step
 from unidiffuser.cli import flags
 from unidiffuser.cli import train as training
 from unidiffuser.cli.flags import Parser
@@ -208,6 +209,8 @@ VERBS: dict[str, tuple[Verb, Callable[[Parser], None] | None, bool]] = {
     "score": (score, score_flags, True),
     "train": (training.train, training.train_flags, False),
     "preview": (training.preview, training.preview_flags, False),
+    "distill": (one_step.distill, one_step.distill_flags, False),
+    "compare": (one_step.compare, one_step.compare_flags, False),
     "evaluate": (evaluate, evaluate_flags, False),
     "models": (models, models_flags, False),
     "doctor": (doctor, None, False),
