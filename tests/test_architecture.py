@@ -24,6 +24,7 @@ LAYERS = """
     training
     request
     pipeline recipe sheet
+    encode
     codecs
     checkpoints
     datasets
@@ -44,6 +45,7 @@ LAYERS = """
     process
     timesteps
     joint
+    strict_json
 """
 RANK = {name: rank for rank, line in enumerate(LAYERS.split("\n")) for name in line.split()}
 FORBIDDEN_WORDS = {"util", "utils", "helper", "helpers", "manager", "managers", "misc", "common"}

@@ -216,15 +216,18 @@ class _Course:
         watch.look(step)
         rows, data, g = self._row(step)
         with self._autocast():
-            own, figures = self.teaching.student_loss(pair, rows, data, g)
-            critic, more = self.teaching.critic_loss(pair, rows, data, g)
+            x0 = self.teaching.draw(pair.student, rows, data, g)
+            own, figures = self.teaching.student_loss(pair.critic, rows, x0, data, g)
+            critic, more = self.teaching.critic_loss(pair.critic, rows, x0, data, g)
         return own + critic, {"student": own.detach(), **figures, **more}
 
     def critic_loss(self, pair: Pair, step: int) -> tuple[Tensor, Mapping[str, Tensor]]:
         """The critic's loss alone."""
         rows, data, g = self._row(step)
         with self._autocast():
-            return self.teaching.critic_loss(pair, rows, data, g)
+            with torch.no_grad():
+                x0 = self.teaching.draw(pair.student, rows, data, g)
+            return self.teaching.critic_loss(pair.critic, rows, x0, data, g)
 
     def _row(self, step: int) -> tuple[Rows, Joint | None, torch.Generator]:
         """The roles of a step's rows, their data, and what else is random; the distributions take turns."""

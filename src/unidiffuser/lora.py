@@ -5,6 +5,7 @@
 `adapt` puts them in and freezes all else; `merge` adds them to a plain network's weights. It knows no file.
 """
 
+import hashlib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
@@ -21,6 +22,13 @@ class Additions:
     """Name -> (A (r, in), B (out, r))."""
     scale: float
     """How much they count."""
+
+    def sums(self) -> list[tuple[str, str]]:
+        """(layer, sha256 of its numbers): what tells these additions from others."""
+        return [
+            (name, hashlib.sha256(b"".join(x.contiguous().numpy().tobytes() for x in pair)).hexdigest())
+            for name, pair in sorted(self.layers.items())
+        ]
 
 
 class Adapted(nn.Linear):

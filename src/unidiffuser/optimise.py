@@ -11,7 +11,8 @@ import logging
 import math
 import signal
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -82,7 +83,7 @@ def fit_all(
     """
     run = _Run(model, settings, folder, team or Team(), called or model, saved)
     run.resume()
-    with _Signals(run.team) as signals:
+    with _Signals(run.team) as signals, _loaders_watched():
         journal = Journal(folder, run.step, tensorboard=tensorboard) if run.team.first else None
         started, first = time.monotonic(), run.step
         while run.step < settings.steps:
@@ -99,6 +100,20 @@ def fit_all(
                 run.save(last=bool(asked) or run.step == settings.steps)
             signals.leave(asked)
     return [{name: full(x) for name, x in average.items()} for average in run.averages.weights]
+
+
+@contextmanager
+def _loaders_watched() -> Iterator[None]:
+    """Say in one sentence that a loader process died; torch raises it wherever the main process happens to be."""
+    try:
+        yield
+    except RuntimeError as error:
+        if "DataLoader worker" not in str(error):
+            raise
+        raise TrainingError(
+            "a loader process died, perhaps for lack of memory; give the same line again: it goes on from the last "
+            "checkpoint; --workers 1 takes less memory"
+        ) from error
 
 
 @dataclass
@@ -152,7 +167,7 @@ class _Run:
         self._count(math.isfinite(norm))
         if not self.bad:
             for group in self.optimiser.param_groups:
-                group["lr"] = self.settings.lr * rate(self.step, self.settings)
+                group["lr"] = self.settings.lr * group["share"] * rate(self.step, self.settings)
             self.optimiser.step()
             self.averages.update(self.step)
         self.model.zero_grad(set_to_none=True)

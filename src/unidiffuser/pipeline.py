@@ -12,6 +12,9 @@ Sample k of a call with seed s has the seed s + k and is the same in any batch. 
 and no file format: it turns raw values into streams, hands them to `sampling`, and turns the result back.
 """
 
+import hashlib
+import logging
+import math
 import secrets
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -25,15 +28,18 @@ from torch import Tensor
 
 from unidiffuser import chains, sampling
 from unidiffuser.agreement import pointwise_information
-from unidiffuser.checkpoints import NAME, Parts, Settings, box, native
+from unidiffuser.checkpoints import Parts, Settings, box, native
 from unidiffuser.codecs import Codecs, Known
 from unidiffuser.denoiser import Denoiser, NetworkDenoiser
 from unidiffuser.guidance import Guidance
 from unidiffuser.joint import MAX_SEED, Joint, batch_size, check_seeds, modality_of
-from unidiffuser.modalities import Modality
+from unidiffuser.lora import Additions, merge
+from unidiffuser.modalities import NAME, Modality
 from unidiffuser.networks import Network
 from unidiffuser.process import PROCESSES, Prediction
 from unidiffuser.timesteps import Roles, assign_roles
+
+log = logging.getLogger(__name__)
 
 MAX_SAMPLES = 10_000
 MAX_STEPS = 1000
@@ -162,6 +168,24 @@ class UniDiffuser:
             card=self.card,
         )
         native.write(folder, parts, stored=stored, force=force)
+
+    def add(self, additions: Additions, strength: float = 1.0, *, base: str = "") -> None:
+        """Merge low-rank additions into the network; the model's hash then names what it has become.
+
+        Args:
+            strength: how many times they are added.
+            base: the sha256 of the model that they were trained on; another one is warned of.
+
+        Raises:
+            ValueError: they are for a model of another shape.
+        """
+        if not math.isfinite(strength):
+            raise ValueError(f"the strength of an adapter must be a finite number, not {strength}")
+        if base and self.digest and base != self.digest:
+            log.warning("the adapter was trained on the model %s, not on this one, %s", base[:10], self.digest[:10])
+        merge(self.network, additions, strength)
+        parts = [self.digest, repr((strength, additions.scale)), *(repr(pair) for pair in additions.sums())]
+        self.digest = hashlib.sha256("\n".join(parts).encode()).hexdigest()
 
     def to(self, device: str | torch.device) -> Self:
         """Move the network to a device."""

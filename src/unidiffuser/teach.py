@@ -142,12 +142,15 @@ class Teaching:
         return rows.only_sampled(self._answer(student, xt, t))
 
     def student_loss(
-        self, pair: Pair, rows: Rows, data: Joint | None, g: torch.Generator
+        self, critic: Critic, rows: Rows, x0: Joint, data: Joint | None, g: torch.Generator
     ) -> tuple[Tensor, dict[str, Tensor]]:
-        """What the student minimises, and figures: the gap to the teacher, ratios out of bounds, the spread."""
-        x0 = self.draw(pair.student, rows, data, g)
+        """What a student minimises, and figures: the gap to the teacher, ratios out of bounds, the spread.
+
+        Args:
+            x0: the student's samples, differentiable, as `draw` has them.
+        """
         xt, t, level = self._look(rows, x0, data, g)
-        teacher, fake, logit = self._opinions(pair.critic, rows, x0, xt, t, g)
+        teacher, fake, logit = self._opinions(critic, rows, x0, xt, t, g)
         row = divergences.find(self.method.divergence)
         ratio = ratio_weights(row, logit, self.method.bounds)
         loss, gap = self._divergence(rows, ratio, x0, xt, level, teacher, fake)
@@ -159,22 +162,20 @@ class Teaching:
         return loss, figures
 
     def critic_loss(
-        self, pair: Pair, rows: Rows, data: Joint | None, g: torch.Generator
+        self, critic: Critic, rows: Rows, x0: Joint, data: Joint | None, g: torch.Generator
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """What the critic minimises: its denoising error on the student's samples, and how it tells them from data.
 
         Without a ratio to know nothing is judged, and data may be None.
         """
-        with torch.no_grad():
-            x0 = self.draw(pair.student, rows, data, g)
         judged = self.method.needs_ratio
         assert data is not None or not judged
-        made = rows.clean(x0, data)
+        made = rows.clean({s: x.detach() for s, x in x0.items()}, data)
         eps, t = noise(rows, g, _device(made)), rows.at(self._levels(rows, g, _device(made)))
         inputs = [self._noised(made, eps, t)]
         if judged:
             inputs.append(self._noised(rows.clean(data, data), eps, t))
-        output, logit = pair.critic(cat_joints(inputs), cat_joints([t] * len(inputs)))
+        output, logit = critic(cat_joints(inputs), cat_joints([t] * len(inputs)))
         raw = {s: x[: rows.batch] for s, x in output.items()}
         present = {m: x.to(_device(made)) for m, x in rows.present().items()}
         loss, errors = noised_loss(self.objective, lambda *_: raw, made, eps, t, present=present)

@@ -97,7 +97,7 @@ def _carry_out(preset: Preset, run: Path, team: Team, progress: Progress | None)
     start = native.read(box.find(preset.start)) if preset.start else None
     torch.manual_seed(preset.training.seed)
     description: dict[str, Any] = {**preset.network, "streams": Codecs(modalities).shapes}
-    network = warm.started(start, description, modalities) if start else build(description)
+    network = warm.started(start, description) if start else build(description)
     description = network.describe()
     if preset.adapter:
         lora.adapt(network, preset.adapter.rank, preset.adapter.alpha, preset.adapter.layers)
@@ -106,7 +106,7 @@ def _carry_out(preset: Preset, run: Path, team: Team, progress: Progress | None)
     for weights in averages:
         whole = build(description)
         if preset.adapter and start:
-            whole.load_state_dict(warm.started(start, description, modalities).state_dict())
+            whole.load_state_dict(warm.started(start, description).state_dict())
             lora.merge(whole, lora.additions(weights, preset.adapter.scale))
         else:
             whole.load_state_dict({name: x.cpu() for name, x in weights.items()})

@@ -4,7 +4,6 @@
 knows files and hashes; it does not know how a sample is made.
 """
 
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -13,9 +12,6 @@ from unidiffuser.guidance import Guidance
 from unidiffuser.modalities import Modality
 from unidiffuser.networks import Network
 from unidiffuser.process import Prediction
-
-NAME = re.compile(r"[a-z][a-z0-9_]{0,31}")
-"""What a modality may be called: it becomes a keyword, a flag and a file's name."""
 
 
 class ModelError(ValueError):

@@ -26,7 +26,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from unidiffuser import modalities, networks
-from unidiffuser.checkpoints import NAME, ModelError, Parts, Settings
+from unidiffuser.checkpoints import ModelError, Parts, Settings
 from unidiffuser.checkpoints.suspect import (
     AGAIN,
     Header,
@@ -248,7 +248,7 @@ def _check_modalities(path: Path, entries: dict[str, Any]) -> None:
     if not entries:
         raise ModelError(f"{path} names no modality; {AGAIN}")
     for name, entry in entries.items():
-        if not NAME.fullmatch(name):
+        if not modalities.NAME.fullmatch(name):
             raise ModelError(f"{path}: a modality cannot be called {name!r}; use small letters, digits and _")
         if not isinstance(entry, dict) or set(entry) != {"kind", "config"} or not isinstance(entry["config"], dict):
             raise ModelError(f"{path}: the modality {name!r} must have a kind and a config, nothing else; {AGAIN}")

@@ -97,6 +97,8 @@ def add_manners(parser: Parser) -> None:
 def add_model(parser: Parser) -> None:
     """The flags that say which model, and where it runs."""
     parser.flag("--model", metavar="MODEL", help="name of a model in the box, or a folder (default: scenes)")
+    lora = {"action": "append", "default": [], "metavar": "FILE[=S]"}
+    parser.flag("--lora", **lora, help="add an adapter to the model, S times (default: 1); may be repeated")
     add_device(parser)
 
 
@@ -143,7 +145,7 @@ def load(args: argparse.Namespace, recipe: "Recipe | None" = None) -> "UniDiffus
     from unidiffuser.pipeline import UniDiffuser
 
     if recipe is None:
-        return UniDiffuser.from_pretrained(args.model or "scenes", device=args.device)
+        return adapted(UniDiffuser.from_pretrained(args.model or "scenes", device=args.device), vars(args).get("lora"))
     made_by = f"{args.like} was made by the model {recipe.model!r} with the hash {recipe.model_sha256[:10] or 'none'}"
     digests = {native.summary(box.find(name))["sha256"]: name for name in box.names()}
     name = args.model or digests.get(recipe.model_sha256)
@@ -152,6 +154,17 @@ def load(args: argparse.Namespace, recipe: "Recipe | None" = None) -> "UniDiffus
     model = UniDiffuser.from_pretrained(name, device=args.device)
     if model.digest != recipe.model_sha256:
         raise ValueError(f"{made_by}, but {name} has {model.digest[:10]}; give that model's folder with --model")
+    return model
+
+
+def adapted(model: "UniDiffuser", adapters: Sequence[str] | None) -> "UniDiffuser":
+    """A model with the adapters of --lora merged into it; its hash then names both."""
+    from unidiffuser.checkpoints.adapter import read
+
+    for text in adapters or ():
+        path, equals, strength = text.rpartition("=") if "=" in text else (text, "", "")
+        additions, base = read(path)
+        model.add(additions, number(strength, "--lora") if equals else 1.0, base=base)
     return model
 
 

@@ -102,7 +102,7 @@ def named_preset(args: argparse.Namespace) -> "Preset":
 
 def preset_of_data(args: argparse.Namespace) -> "Preset":
     """The preset that is derived from data and the dial."""
-    from unidiffuser.datasets.opening import open_data
+    from unidiffuser.datasets import open_data
     from unidiffuser.training.derive import preset_for
     from unidiffuser.training.preset import Adapting
     from unidiffuser.training.sizes import size_of

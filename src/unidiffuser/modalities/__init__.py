@@ -8,13 +8,18 @@ It does not know networks that diffuse, timesteps or roles, nor any other modali
 """
 
 import importlib
+import inspect
 import pkgutil
+import re
 from abc import ABC, abstractmethod
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, Generic, Self, TypeVar
 
 from torch import Tensor
+
+NAME = re.compile(r"[a-z][a-z0-9_]{0,31}")
+"""What a modality may be called: it becomes a keyword, a flag and a file's name."""
 
 Raw = TypeVar("Raw")
 
@@ -113,6 +118,16 @@ def find(kind: str) -> type[Modality[Any]]:
         if isinstance(value, type) and issubclass(value, Modality) and value.__dict__.get("kind") == kind:
             return value
     raise ValueError(f"the file modalities/{kind}.py has no Modality whose kind is {kind!r}; add one")
+
+
+def check_options(kind: str, options: Mapping[str, Any]) -> None:
+    """ValueError, naming those there are, for an option that `fit` of this kind does not know."""
+    parameters = inspect.signature(find(kind).fit).parameters.values()
+    known = [each.name for each in parameters if each.kind is inspect.Parameter.KEYWORD_ONLY]
+    free = any(each.kind is inspect.Parameter.VAR_KEYWORD for each in parameters)
+    if not free and (unknown := sorted(set(options) - set(known))):
+        choice = f"choose from {', '.join(known)}" if known else "it has none"
+        raise ValueError(f"the modality {kind} has no option {unknown[0]!r}; {choice}")
 
 
 def expect_keys(owner: str, given: Any, wanted: Collection[str]) -> None:

@@ -6,19 +6,18 @@ do the processes that train together, each of which takes its own rows of every 
 
 import ctypes
 import math
+import os
 import signal
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any, Generic, Self, TypeVar
+from dataclasses import dataclass, replace
+from typing import Any, Generic, Protocol, Self, TypeVar
 
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from unidiffuser.datasets import Pairs
 from unidiffuser.joint import Joint, generator, map_joint
-from unidiffuser.training import TrainingError
 
 AHEAD = 4
 """Batches that every loader process makes ahead."""
@@ -36,15 +35,24 @@ class Batch:
     """(B,) int64: the label token of each sample's source."""
     refused: tuple[str, ...] = ()
     """Values that could not be used, a sentence each."""
+    lost: str = ""
+    """Why the data cannot be read any more; empty if they can."""
 
     def to(self, device: torch.device) -> Self:
         """The same batch on a device."""
         present = {name: x.to(device) for name, x in self.present.items()}
         x0 = map_joint(lambda x: x.to(device), self.x0)
-        return type(self)(x0=x0, present=present, label=self.label.to(device), refused=self.refused)
+        return replace(self, x0=x0, present=present, label=self.label.to(device))
 
 
 Made = TypeVar("Made")
+
+
+class Samples(Protocol):
+    """What is gone through: raw pairs by index."""
+
+    def __len__(self) -> int: ...
+    def __getitem__(self, index: int) -> Mapping[str, Any]: ...
 
 
 class Batches(Dataset[Made], Generic[Made]):
@@ -52,7 +60,7 @@ class Batches(Dataset[Made], Generic[Made]):
 
     def __init__(
         self,
-        pairs: Pairs,
+        pairs: Samples,
         batch: int,
         seed: int,
         encode: Callable[[Sequence[Mapping[str, Any]]], Made],
@@ -123,25 +131,13 @@ class Batches(Dataset[Made], Generic[Made]):
         return map(self._moved, loader)
 
     def following(self, end: int) -> Callable[[int], Made]:
-        """A function of the part's number, to be called for one after the other; the first call says where to begin.
-
-        Raises:
-            TrainingError: a loader process died.
-        """
+        """A function of the part's number, to be called for one after the other; the first call says where to begin."""
         opened: list[Iterator[Made]] = []
 
         def at(number: int) -> Made:
             if not opened:
                 opened.append(self.from_step(number, end))
-            try:
-                return next(opened[0])
-            except RuntimeError as error:
-                if "DataLoader worker" not in str(error):
-                    raise
-                raise TrainingError(
-                    "a loader process died, perhaps for lack of memory; give the same line again, "
-                    "or with fewer processes: --workers 1"
-                ) from error
+            return next(opened[0])
 
         return at
 
@@ -152,9 +148,17 @@ class Batches(Dataset[Made], Generic[Made]):
         return map_joint(lambda x: x.to(self.device), made)  # type: ignore[return-value]
 
 
+GRACE = 5.0
+"""So many seconds a loader process works on after SIGTERM."""
+
+
 def _begin_worker(_: int) -> None:
-    """A loader process leaves it to the main process to act on a signal that reaches both, and dies with it."""
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, signal.SIG_IGN)
+    """A loader process leaves it to the main process to act on a signal that reaches both, and dies with it.
+
+    A terminated one still makes what the main process may be waiting for, and then leaves without a failure.
+    """
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, lambda *_: signal.setitimer(signal.ITIMER_REAL, GRACE))
+    signal.signal(signal.SIGALRM, lambda *_: os._exit(0))
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG

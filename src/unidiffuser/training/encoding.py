@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from unidiffuser.codecs import Codecs
-from unidiffuser.datasets import Pairs
+from unidiffuser.datasets import DataLost, Pairs
 from unidiffuser.joint import Joint, streams_of
 from unidiffuser.modalities import Modality
 from unidiffuser.training import TrainingError
@@ -22,7 +22,7 @@ from unidiffuser.training.batches import Batch
 
 log = logging.getLogger(__name__)
 
-LABEL, REFUSED = "#label", "#refused"  # no modality can be called so
+LABEL, REFUSED, LOST = "#label", "#refused", "#lost"  # no modality can be called so
 
 NAMED = 5
 """So many refused values are named in the log, the others only counted."""
@@ -38,9 +38,10 @@ class Reading:
         return len(self.pairs)
 
     def __getitem__(self, index: int) -> Mapping[str, Any]:
-        label = getattr(self.pairs, "label_of", None)
         try:
-            return {**self.pairs[index], LABEL: int(label(index)) if label else 0}
+            return {**self.pairs[index], LABEL: self.pairs.label_of(index)}
+        except DataLost as error:
+            return {LABEL: 0, LOST: str(error)}
         except (ValueError, OSError) as error:
             return {LABEL: 0, REFUSED: f"sample {index}: {error}"}
 
@@ -56,6 +57,7 @@ class Encoding:
     def __call__(self, pairs: Sequence[Mapping[str, Any]]) -> Batch:
         shapes = Codecs(self.modalities).shapes
         refused = [pair[REFUSED] for pair in pairs if REFUSED in pair]
+        lost = next((pair[LOST] for pair in pairs if LOST in pair), "")
         x0: Joint = {}
         present: dict[str, Tensor] = {}
         with torch.inference_mode(), torch.autocast("cpu", torch.bfloat16, enabled=self.autocast):
@@ -69,7 +71,7 @@ class Encoding:
                     if rows:
                         x0[stream][rows] = made[stream].float()
         label = torch.tensor([pair.get(LABEL, 0) for pair in pairs])
-        return Batch(x0=x0, present=present, label=label, refused=tuple(refused))
+        return Batch(x0=x0, present=present, label=label, refused=tuple(refused), lost=lost)
 
 
 def _streams(
@@ -103,21 +105,24 @@ class Refusals:
     """So many samples are seen before the share is judged."""
     seen: int = 0
     refused: int = 0
+    last: str = ""
 
     def add(self, batch: Batch) -> None:
         """Count a batch.
 
         Raises:
+            DataLost: the data cannot be read any more.
             TrainingError: more than the budget was refused.
         """
+        if batch.lost:
+            raise DataLost(batch.lost)
         self.seen += len(batch.label)
         for sentence in batch.refused:
-            self.refused += 1
+            self.refused, self.last = self.refused + 1, sentence
             if self.refused <= NAMED:
                 log.warning("left out: %s%s", sentence, " (others are only counted)" if self.refused == NAMED else "")
         if self.seen >= self.least and self.refused > self.budget * self.seen:
-            last = f", the last: {batch.refused[-1]}" if batch.refused else ""
             raise TrainingError(
-                f"{self.refused} values among {self.seen} samples could not be used{last}; "
+                f"{self.refused} values among {self.seen} samples could not be used, the last: {self.last}; "
                 "see `unidiffuser data check` and mend the data"
             )

@@ -4,7 +4,7 @@
     activations     what autograd would keep of one part of a batch, added up tensor by tensor
     time            the operations of a step, counted, over the rate of bfloat16 products measured here
 
-The time is that of the products at their full rate; a real step takes about twice as long on CPUs (docs/training.md).
+The time assumes that a whole step reaches the share `EFFICIENCY` of the rate of large products: an order of magnitude.
 """
 
 import time
@@ -20,7 +20,7 @@ from unidiffuser.networks import build
 from unidiffuser.training.preset import Preset
 
 EFFICIENCY = 0.45
-"""The share of the products' rate that a whole step reaches; measured, see docs/training.md."""
+"""The share of the products' rate that a whole step is taken to reach; an assumption."""
 PRODUCT = 1024
 """Side of the matrices whose product is timed."""
 

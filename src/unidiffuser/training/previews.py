@@ -31,9 +31,9 @@ LOOKED_AT = 64
 
 def watching(run: Path, preset: Preset, modalities: Mapping[str, Modality[Any]]) -> Callable[[int], None] | None:
     """What to tell of every checkpoint that was written; it starts previews of those whose turn it is."""
+    write_given(run / "previews" / "given", preset.pairs, modalities)
     if not preset.preview_every:
         return None
-    write_given(run / "previews" / "given", preset.pairs, modalities)
     running: list[subprocess.Popen[bytes]] = []
     last = [0]
 

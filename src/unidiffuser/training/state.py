@@ -45,11 +45,15 @@ def trained(model: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:
 
 
 def optimiser_of(model: nn.Module, settings: OptimiserSettings) -> torch.optim.Optimizer:
-    """AdamW over the weights that train; only matrices and kernels decay."""
-    weights = [p for _, p in trained(model)]
-    kinds = [p for p in weights if p.ndim > 1], [p for p in weights if p.ndim <= 1]
+    """AdamW over the weights that train; only matrices and kernels decay. A group's "share" is its part of the rate."""
+    shares: dict[float, list[nn.Parameter]] = {1.0: []}
+    for name, p in trained(model):
+        share = next((factor for start, factor in settings.rates.items() if name.startswith(start)), 1.0)
+        shares.setdefault(share, []).append(p)
     groups = [
-        {"params": p, "weight_decay": decay} for p, decay in zip(kinds, (settings.weight_decay, 0.0), strict=True)
+        {"params": [p for p in weights if (p.ndim > 1) == matrices], "weight_decay": decay, "share": share}
+        for share, weights in shares.items()
+        for matrices, decay in ((True, settings.weight_decay), (False, 0.0))
     ]
     return torch.optim.AdamW(groups, lr=settings.lr, betas=settings.betas, fused=True)
 

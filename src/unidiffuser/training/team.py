@@ -104,7 +104,7 @@ def share(network: Network, team: Team, sharding: Sharding) -> nn.Module:
     if team.size == 1:
         return network
     return nn.parallel.DistributedDataParallel(
-        network, device_ids=[team.device.index] if team.device.type == "cuda" else None, broadcast_buffers=False
+        network, device_ids=[team.device.index] if team.device.type == "cuda" else None
     )
 
 

@@ -70,16 +70,15 @@ def grown(parts: Parts, description: Mapping[str, Any]) -> dict[str, Any]:
     return result
 
 
-def started(parts: Parts, description: Mapping[str, Any], modalities: Mapping[str, Modality[Any]]) -> Network:
+def started(parts: Parts, description: Mapping[str, Any]) -> Network:
     """A network with the weights of a model wherever they fit.
 
     Args:
         parts: the model.
         description: of the new network; its streams matter, all else is the model's.
-        modalities: the codecs of the new run; those the model has must be the model's own.
 
     Raises:
-        ValueError: nothing fits, or a shared modality has another codec.
+        ValueError: a modality of the model is not there, or a weight has another shape.
     """
     network = build(grown(parts, description))
     old = parts.network.state_dict()
