@@ -35,7 +35,6 @@ from unidiffuser.teach import Pair, Rows, Teaching
 from unidiffuser.timesteps import assign_roles
 from unidiffuser.training import TrainingError, folder, previews
 from unidiffuser.training.batches import Batch, Batches
-from unidiffuser.training.codecs import Having
 from unidiffuser.training.encoding import Encoding, Reading, Refusals
 from unidiffuser.training.preset import OptimiserSettings
 from unidiffuser.training.previews import distributions
@@ -101,6 +100,7 @@ def distill(
     run: Path,
     *,
     pairs: Pairs | None = None,
+    data: str = "",
     device: str = "cpu",
     progress: Progress | None = None,
 ) -> UniDiffuser:
@@ -111,6 +111,7 @@ def distill(
         settings: how.
         run: the folder; see above.
         pairs: the data. Without it only what needs nothing given is taught: marginals and the joint.
+        data: what names it in the run folder; its repr if empty.
         device: where to compute.
         progress: called with (stage, step, steps, figures).
 
@@ -131,7 +132,7 @@ def distill(
             "data to learn the ratio of both laws from; give --data, or --method sim, which needs none"
         )
     settings = replace(settings, guidance=settings.guidance or teacher.settings.guidance)
-    described = describe(teacher, settings, pairs)
+    described = describe(teacher, settings, data or repr(pairs))
     with folder.locked(run):
         folder.claim(run, described)
         if (run / "final").is_dir() and (done := native.read(run / "final")).training == described:
@@ -141,10 +142,10 @@ def distill(
     return student
 
 
-def describe(teacher: UniDiffuser, settings: Distillation, pairs: Pairs | None) -> dict[str, Any]:
+def describe(teacher: UniDiffuser, settings: Distillation, data: str) -> dict[str, Any]:
     """A distillation as JSON, for the run folder and the student's config."""
     about = {"name": teacher.name, "sha256": teacher.digest}
-    return dict(json.loads(json.dumps({"teacher": about, "pairs": repr(pairs), **asdict(settings)})))
+    return dict(json.loads(json.dumps({"teacher": about, "pairs": data, **asdict(settings)})))
 
 
 def _taught(
@@ -202,12 +203,9 @@ class _Course:
         self.stage = stage
         self.following: Callable[[int], Batch] | None = None
         if self.pairs is not None:
-            whole: Pairs = self.pairs
-            for name in self.teacher.modalities:
-                whole = Having(whole, name)
             encode = Encoding(self.teacher.modalities, stage.autocast)
             batches = Batches[Batch](
-                Reading(whole), stage.batch, stage.seed, encode, self.teacher.device, workers=self.settings.workers
+                Reading(self.pairs), stage.batch, stage.seed, encode, self.teacher.device, workers=self.settings.workers
             )
             self.following = batches.following(stage.steps)
 
@@ -238,7 +236,7 @@ class _Course:
         return rows, data, generator(self.stage.seed, "teaching", step)
 
     def _whole(self, batch: Batch) -> Joint:
-        """The clean latents, rows in which a codec refused something being replaced by others."""
+        """The clean latents, rows that lack a modality being replaced by others."""
         self.refusals.add(batch)
         good = torch.stack(list(batch.present.values())).all(0).nonzero()[:, 0]
         if not len(good):

@@ -49,7 +49,7 @@ def enlarged(picture: Image.Image, side: int = SIDE) -> Image.Image:
     """A picture with its longer side about `side`: a small one by a whole factor, a large one resampled."""
     longer = max(picture.size)
     if longer > side:
-        return picture.resize(tuple(max(1, round(n * side / longer)) for n in picture.size))
+        return picture.resize((max(1, picture.width * side // longer), max(1, picture.height * side // longer)))
     factor = side // longer
     return picture.resize((picture.width * factor, picture.height * factor), Image.Resampling.NEAREST)
 

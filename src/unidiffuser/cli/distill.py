@@ -24,10 +24,9 @@ def distill(args: argparse.Namespace, terminal: Terminal) -> int:
 
     teacher = UniDiffuser.from_pretrained(args.model)
     settings = settings_of(args, teacher)
+    pairs, data = pairs_of(args, teacher)
     with bar(terminal, True) as progress:
-        carry_out(
-            teacher, settings, Path(args.run), pairs=pairs_of(args, teacher), device=args.device, progress=progress
-        )
+        carry_out(teacher, settings, Path(args.run), pairs=pairs, data=data, device=args.device, progress=progress)
     final = str(Path(args.run) / "final")
     terminal.answer({"model": final, "teacher": teacher.name, "steps": settings.training.steps}, [final])
     return 0
@@ -65,19 +64,37 @@ def _given(values: Mapping[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in values.items() if value is not None}
 
 
-def pairs_of(args: argparse.Namespace, teacher: "UniDiffuser") -> "Pairs | None":
-    """The data: what --data names, a recipe's or a folder; else that of the recipe which made the teacher, if any."""
+def pairs_of(args: argparse.Namespace, teacher: "UniDiffuser") -> "tuple[Pairs | None, str]":
+    """The data and its name: what --data names, a recipe's or a folder; else those that the teacher was trained on.
+
+    Raises:
+        ValueError: data that cannot be opened, or were encoded by other codecs than the teacher's.
+    """
     from unidiffuser.presets import PRESETS
     from unidiffuser.training.preset import describe
 
     if args.data in PRESETS:
-        return PRESETS[args.data]().pairs
+        return PRESETS[args.data]().pairs, ""
     if args.data:
-        from unidiffuser.datasets.opening import open_data
+        from unidiffuser.datasets import open_data
 
-        return open_data(args.data, seed=args.seed or 0).pairs
+        data = open_data(args.data, seed=args.seed or 0)
+        if data.codecs is not None and not same_codecs(data.codecs, teacher.modalities):
+            raise ValueError(f"{args.data} was encoded with other codecs than {teacher.name}'s; give the raw data")
+        return data.pairs, data.digest
     made_of = teacher.training.get("pairs")
-    return next((p.pairs for p in (make() for make in PRESETS.values()) if describe(p)["pairs"] == made_of), None)
+    known = (make() for make in PRESETS.values())
+    return next((preset.pairs for preset in known if describe(preset)["pairs"] == made_of), None), ""
+
+
+def same_codecs(mine: Mapping[str, Any], theirs: Mapping[str, Any]) -> bool:
+    """Whether two sets of codecs are the same to the bit."""
+    if mine.keys() != theirs.keys():
+        return False
+    pairs = [(mine[name], theirs[name]) for name in mine]
+    return all(
+        a.config() == b.config() and all(x.equal(b.state()[name]) for name, x in a.state().items()) for a, b in pairs
+    )
 
 
 def compare(args: argparse.Namespace, terminal: Terminal) -> int:
