@@ -55,6 +55,13 @@ class Modality(ABC, Generic[Raw]):
         """As `encode`, but faster where it can be: a row's last bits may depend on the others. For training."""
         return self.encode(raws)
 
+    def encode_pixels(self, pixels: Tensor) -> dict[str, Tensor]:
+        """As `encode` of pictures that are tensors (B, C, S, S) in [-1, 1], with gradients: for what is rendered.
+
+        A codec of pictures overrides this; here it raises ValueError.
+        """
+        raise ValueError(f"a value of kind {self.kind!r} cannot be rendered; name a modality of pictures")
+
     @abstractmethod
     def decode(self, streams: Mapping[str, Tensor]) -> list[Raw]:
         """Relative stream name -> (B, ...), in or near the range of `encode`, to B raw values."""

@@ -52,8 +52,11 @@ class Latents:
     @torch.no_grad()
     def encode(self, pixels: Tensor, *, together: bool = False) -> Tensor:
         """Pixels (B, C, S, S) -> latents (B, c, S/f, S/f) of zero mean and unit variance."""
-        grids = torch.cat([self.autoencoder.encode(part) for part in pixels.split(len(pixels) if together else 1)])
-        return (grids - self.mean[:, None, None]) / self.std[:, None, None]
+        return torch.cat([self.differentiably(part) for part in pixels.split(len(pixels) if together else 1)])
+
+    def differentiably(self, pixels: Tensor) -> Tensor:
+        """As `encode` of all pictures together, with gradients."""
+        return (self.autoencoder.encode(pixels) - self.mean[:, None, None]) / self.std[:, None, None]
 
     @torch.no_grad()
     def decode(self, latents: Tensor) -> Tensor:
@@ -105,6 +108,10 @@ class Image(Modality[Picture]):
     def encode_together(self, raws: Sequence[Picture]) -> dict[str, Tensor]:
         """As `encode`, all pictures in one forward of the autoencoder."""
         return {"": self._encode(raws, together=True)}
+
+    def encode_pixels(self, pixels: Tensor) -> dict[str, Tensor]:
+        """Pixels (B, C, S, S) in [-1, 1] -> {"": (B, C, S, S)} or {"": (B, c, S/f, S/f)}, with gradients."""
+        return {"": pixels if self.latents is None else self.latents.differentiably(pixels)}
 
     def _encode(self, raws: Sequence[Picture], together: bool) -> Tensor:
         if not raws:
