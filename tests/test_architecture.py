@@ -30,6 +30,8 @@ LAYERS = """
     datasets
     metrics
     modalities
+    captions
+    pretrained
     chains agreement
     sampling
     solvers
@@ -38,10 +40,11 @@ LAYERS = """
     critic
     losses instruct
     lora
-    mixture
+    mixture reuse
     denoiser
     networks
     divergences
+    offload
     process
     timesteps
     joint
@@ -50,6 +53,8 @@ LAYERS = """
 RANK = {name: rank for rank, line in enumerate(LAYERS.split("\n")) for name in line.split()}
 FORBIDDEN_WORDS = {"util", "utils", "helper", "helpers", "manager", "managers", "misc", "common"}
 UNSAFE_IMPORTS = {"pickle", "cPickle", "_pickle", "dill", "cloudpickle", "marshal", "shelve", "joblib"}
+WEIGHTS_ONLY = "checkpoints.tables"
+"""The one file that reads pickles, which others wrote, with torch's reader of tensors alone."""
 
 Sources = dict[str, str]  # dotted module name inside the package ("" for its __init__) -> source text
 
@@ -141,7 +146,7 @@ def content_complaints(sources: Sources) -> Iterator[str]:
             yield f"the module name {module} says nothing: name the thing it is"
         for node in ast.walk(ast.parse(text)):
             complaint = node_complaint(node)
-            if complaint:
+            if complaint and not (module == WEIGHTS_ONLY and ("pickle" in complaint or "runs what" in complaint)):
                 yield f"{module}:{getattr(node, 'lineno', '?')}: {complaint}"
 
 
@@ -151,6 +156,16 @@ def test_imports_point_down() -> None:
 
 def test_no_forbidden_content() -> None:
     assert list(content_complaints(read_sources())) == []
+
+
+def test_pickles_are_read_as_weights_only() -> None:
+    tree = ast.parse(read_sources()[WEIGHTS_ONLY])
+    calls = [
+        ast.unparse(node) for node in ast.walk(tree) if isinstance(node, ast.Call) and "load(" in ast.unparse(node)
+    ]
+    calls = [call for call in calls if call.startswith("torch.load(")]
+    assert calls and all("weights_only=True" in call for call in calls)
+    assert "pickle.load" not in ast.unparse(tree)
 
 
 @pytest.mark.parametrize(

@@ -140,7 +140,7 @@ def test_a_name_that_leads_out_of_the_folder_is_a_hard_error(tmp_path: Path, nam
         tmp_path / "data", 1, [{"file_name": "0.png", "text": "a"}, {"file_name": name, "text": "b"}]
     )
     (folder / "link.png").symlink_to(tmp_path / "outside.png")
-    with pytest.raises(ValueError, match=r"leads out|is an address or a command|must be text"):
+    with pytest.raises(ValueError, match=r"leads? out|is an address or a command|must be text"):
         open_data(folder)
     assert not list(tmp_path.rglob("SENTINEL"))
 
@@ -151,7 +151,19 @@ def test_a_link_inside_the_folder_is_followed_and_a_loop_is_not(tmp_path: Path) 
     (folder / "loop").symlink_to(folder)
     data = open_data(folder)
     assert seen(data) == [(0, "a")]
-    assert counts(data, "ignored")["it is a link that leads out of the folder, to a folder, or nowhere"] == 1
+    assert counts(data, "ignored")["it is no plain file, or a link that leads out of the folder"] == 1
+
+
+def test_a_pipe_is_not_opened_and_names_are_shown_without_what_they_could_do_to_a_terminal(tmp_path: Path) -> None:
+    rows = [{"file_name": name, "text": "a"} for name in ("0.png", "\x1b[31m\n.png", "\ud800.png", "x" * 5000)]
+    folder = picture_folder(tmp_path, 40, rows + [{"file_name": f"{k}.png", "text": "a"} for k in range(1, 40)])
+    os.mkfifo(folder / "pipe.png")
+    [found] = open_data(folder).report()["sources"][0]["damaged"].values()
+    assert found["first"][:2] == ["\\x1b[31m\\n.png", "\\ud800.png"] and len(found["first"][2]) == 203
+    json.dumps(found, ensure_ascii=False).encode()
+    picture_folder(tmp_path, 1, [{"file_name": "pipe.png", "text": "a"}])
+    with pytest.raises(ValueError, match="no plain file"):
+        open_data(folder)
 
 
 def test_rows_without_a_picture_and_pictures_without_a_row_are_counted(tmp_path: Path) -> None:
@@ -258,7 +270,7 @@ def test_a_damaged_picture_is_counted_and_replaced_by_the_next(tmp_path: Path, d
     assert (report["damaged"], report["modalities"]["image"]["present"]) == (1, 3)
 
 
-@pytest.mark.parametrize("size", [(9500, 9500), (60_000, 300), (1, 1), (1, 3000)])
+@pytest.mark.parametrize("size", [(4097, 4097), (1, 1), (1, 3000)])
 def test_a_picture_of_any_shape_is_read_and_of_too_many_pixels_is_not(tmp_path: Path, size: tuple[int, int]) -> None:
     folder = picture_folder(tmp_path, 2)
     (folder / "0.png").write_bytes(png(0, size))

@@ -181,7 +181,7 @@ def test_an_estimate_is_of_the_network_that_is_trained() -> None:
     assert found.parameters == count and found.state_bytes == 4 * count * 5
     cut = estimate(changed(made, [("training.accumulate", "4")]), shapes_of(made))
     assert cut.activation_bytes < 0.4 * found.activation_bytes
-    assert cut.operations == pytest.approx(found.operations, rel=0.01)
+    assert cut.operations == pytest.approx(found.operations, rel=0.05)  # a few rows are padded to 16
 
 
 def test_previews_show_every_distribution_and_change_no_bit(tmp_path: Path) -> None:

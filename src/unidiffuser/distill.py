@@ -124,7 +124,7 @@ def distill(
         TrainingError: it cannot go on; what was trained is saved.
         SystemExit, KeyboardInterrupt: it was asked to stop; the same call goes on from there.
     """
-    if teacher.critic is not None:
+    if teacher.critic_part is not None:
         raise ValueError(f"{teacher.name} is a student itself, with no law to be taught from; give its teacher")
     if pairs is None and settings.method.needs_ratio:
         raise ValueError(

@@ -5,9 +5,9 @@ be stopped and goes on at the shard where it was, with the same bytes in the end
 `datasets.encoded`. This file knows no network and no timestep.
 """
 
-import shutil
+import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
@@ -17,9 +17,10 @@ from torch import Tensor
 
 from unidiffuser.codecs import Codecs
 from unidiffuser.datasets.cases import RawCases
-from unidiffuser.datasets.codec_files import codec_key, save_codecs
+from unidiffuser.datasets.codec_files import CONFIG, STATE, codec_key, save_codecs
 from unidiffuser.datasets.data import Data
 from unidiffuser.datasets.encoded import (
+    MANIFEST,
     EncodedSource,
     Manifest,
     check_shard,
@@ -37,6 +38,8 @@ Stored = Literal["float32", "float16", "bfloat16"]
 BATCH = 32
 SHARD_BYTES = 2**28
 MOST_ROWS = 4096
+SAVE_SECONDS = 10
+"""Between one writing of the manifest and the next; a killed encoding makes the shards of so long again."""
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 
 
@@ -80,24 +83,37 @@ def encode(
     used = Codecs({name: codecs[name] for name in data.kinds})
     manifest = _begun(out, _planned(data, used, stored), force)
     save_codecs(out, used.modalities)
-    total, done = data.samples, 0
+    done, saved = 0, time.monotonic()
+    try:
+        for rows in _shards(data, used, manifest, out):
+            done += rows
+            if time.monotonic() - saved > SAVE_SECONDS:
+                manifest.write(out)
+                saved = time.monotonic()
+            if progress is not None:
+                progress(done, data.samples)
+        manifest = replace(manifest, complete=True)
+    finally:
+        manifest.write(out)
+    return manifest
+
+
+def _shards(data: Data, codecs: Codecs, manifest: Manifest, out: Path) -> Iterator[int]:
+    """Write what the manifest does not list, and list it; yields the rows of each shard, those that were there too."""
     for number, source in enumerate(data.sources):
-        cases, kept = source.cases, manifest.sources[number].shards
+        cases, kept, keys = source.cases, manifest.sources[number].shards, manifest.sources[number].keys
         assert isinstance(cases, RawCases)
+        places = {key: place for place, key in enumerate(keys or [])}
         for shard in kept:
             for reason, count in shard.damaged.items():
                 cases.tally.count("damaged", reason, times=count)
         for k, first in enumerate(range(0, len(cases), manifest.shard_rows)):
             rows = range(first, min(first + manifest.shard_rows, len(cases)))
             if k >= len(kept):
-                kept.append(_write(out / f"{number:02d}-{k:05d}.safetensors", cases, rows, used, stored))
-                manifest.write(out)
-            done += len(rows)
-            if progress is not None:
-                progress(done, total)
-    manifest = replace(manifest, complete=True)
-    manifest.write(out)
-    return manifest
+                kept.append(
+                    _write(out / f"{number:02d}-{k:05d}.safetensors", cases, rows, places, codecs, manifest.stored)
+                )
+            yield len(rows)
 
 
 def _planned(data: Data, codecs: Codecs, stored: Stored) -> Manifest:
@@ -132,12 +148,15 @@ def _planned(data: Data, codecs: Codecs, stored: Stored) -> Manifest:
 
 def _begun(out: Path, planned: Manifest, force: bool) -> Manifest:
     """The folder, ready to go on: with the whole shards that are there, if they are of this plan."""
-    if out.exists() and not is_encoded(out) and any(out.iterdir()) if out.is_dir() else out.exists():
+    taken = any(out.iterdir()) if out.is_dir() else out.exists()
+    if taken and not is_encoded(out):
         raise ValueError(f"{out} is there already and holds no encoded data; choose another place")
     if is_encoded(out):
         found = read_manifest(out)
         differing = _differing(found, planned)
         if not differing:
+            for left_over in out.glob(".*.tmp-*"):
+                left_over.unlink()
             kept = [replace(source, shards=list(_whole(out, source.shards))) for source in found.sources]
             return replace(planned, sources=kept)
         if not force:
@@ -145,10 +164,17 @@ def _begun(out: Path, planned: Manifest, force: bool) -> Manifest:
                 f"{out} holds latents of {' and '.join(differing)}; choose another place, or use force (--force) to "
                 "replace them"
             )
-        shutil.rmtree(out)
+        _clear(out, found)
     out.mkdir(parents=True, exist_ok=True)
     planned.write(out)
     return planned
+
+
+def _clear(out: Path, found: Manifest) -> None:
+    """Remove an older encoding, its manifest first; whatever else lies there stays."""
+    names = [shard.file for source in found.sources for shard in source.shards]
+    for name in [MANIFEST, CONFIG, STATE, *names]:
+        (out / name).unlink(missing_ok=True)
 
 
 def _differing(found: Manifest, planned: Manifest) -> list[str]:
@@ -171,13 +197,13 @@ def _whole(out: Path, shards: Iterable[Written]) -> Iterable[Written]:
         yield shard
 
 
-def _write(path: Path, cases: RawCases, rows: range, codecs: Codecs, stored: Stored) -> Written:
-    """Encode some rows of a source into a shard."""
+def _write(path: Path, cases: RawCases, rows: range, places: Mapping[str, int], codecs: Codecs, stored: str) -> Written:
+    """Encode some rows of a source into a shard; places: key -> its number, of a source that is joined."""
     values: dict[str, list[Any]] = {name: [] for name in cases.wanted}
     first: dict[str, list[int]] = {name: [] for name in cases.wanted}
     count: dict[str, list[int]] = {name: [] for name in cases.wanted}
     damaged: Counter[str] = Counter()
-    keys: list[str] = []
+    keys: list[int] = []
     for row in rows:
         try:
             found = _checked(cases, row, codecs)
@@ -189,17 +215,14 @@ def _write(path: Path, cases: RawCases, rows: range, codecs: Codecs, stored: Sto
             first[name].append(len(values[name]))
             count[name].append(len(found.get(name, ())))
             values[name] += found.get(name, ())
-        keys += [cases.keys[row]] if cases.keys is not None else []
+        keys += [places[cases.keys[row]]] if cases.keys is not None else []
     tensors: dict[str, Tensor] = {}
     for name, raws in values.items():
-        latents = _latents(codecs.modalities[name], raws)
-        for stream, x in latents.items():
-            full = f"{name}.{stream}" if stream else name
-            tensors[f"stream:{full}"] = x.to(DTYPES[stored])
+        for stream, x in _latents(codecs.modalities[name], raws).items():
+            tensors[f"stream:{name}.{stream}" if stream else f"stream:{name}"] = x.to(DTYPES[stored])
         tensors |= {f"first:{name}": torch.tensor(first[name]), f"count:{name}": torch.tensor(count[name])}
     if cases.keys is not None:
-        places = {key: place for place, key in enumerate(sorted(set(cases.keys)))}
-        tensors["key"] = torch.tensor([places[key] for key in keys])
+        tensors["key"] = torch.tensor(keys)
     return write_shard(path, tensors, len(rows) - damaged.total(), damaged)
 
 

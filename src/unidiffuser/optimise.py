@@ -25,7 +25,7 @@ from unidiffuser.checkpoints import training as checkpoints
 from unidiffuser.training import TrainingError
 from unidiffuser.training.journal import Journal
 from unidiffuser.training.preset import OptimiserSettings as OptimiserSettings
-from unidiffuser.training.state import Averages, begin_moments, optimiser_of, state_of, unsharded
+from unidiffuser.training.state import Averages, Optimisers, state_of, unsharded
 from unidiffuser.training.team import Team, full, quiet
 
 log = logging.getLogger(__name__)
@@ -81,7 +81,7 @@ def fit_all(
         TrainingError: the loss or its gradient stayed non-finite, or the disk kept refusing checkpoints.
         SystemExit (143), KeyboardInterrupt: it was asked to stop, after a checkpoint was saved.
     """
-    run = _Run(model, settings, folder, team or Team(), called or model, saved)
+    run = _Run(model, settings, folder, team or Team(), model if called is None else called, saved)
     run.resume()
     with _Signals(run.team) as signals, _loaders_watched():
         journal = Journal(folder, run.step, tensorboard=tensorboard) if run.team.first else None
@@ -131,7 +131,7 @@ class _Run:
     failed_saves: int = 0
 
     def __post_init__(self) -> None:
-        self.optimiser = optimiser_of(self.model, self.settings)
+        self.optimisers = Optimisers(self.model, self.settings)
         self.averages = Averages(self.model, (self.settings.ema, *self.settings.more_ema))
 
     def resume(self) -> None:
@@ -145,9 +145,9 @@ class _Run:
         if isinstance(found, str):
             raise ValueError(found)
         step, place = found
-        begin_moments(self.optimiser)
+        self.optimisers.begin()
         with torch.no_grad():
-            sharded.load_into(Path(place), state_of(self.model, self.averages, self.optimiser))
+            sharded.load_into(Path(place), state_of(self.model, self.averages, self.optimisers))
         self.step = step
         log.info("going on from step %d of %s", step, self.folder)
 
@@ -166,9 +166,7 @@ class _Run:
         norm = float(full(nn.utils.clip_grad_norm_(weights, self.settings.clip)))
         self._count(math.isfinite(norm))
         if not self.bad:
-            for group in self.optimiser.param_groups:
-                group["lr"] = self.settings.lr * group["share"] * rate(self.step, self.settings)
-            self.optimiser.step()
+            self.optimisers.step(rate(self.step, self.settings))
             self.averages.update(self.step)
         self.model.zero_grad(set_to_none=True)
         self.step += 1
@@ -199,7 +197,7 @@ class _Run:
 
     def save(self, last: bool) -> None:
         """Write a checkpoint; a disk that refuses is forgiven once, unless it was the last chance."""
-        state = state_of(self.model, self.averages, self.optimiser)
+        state = state_of(self.model, self.averages, self.optimisers)
         trouble = _saved(self.folder, self.step, state, self.team)
         if not trouble:
             self.failed_saves = 0

@@ -16,7 +16,8 @@ import hashlib
 import logging
 import math
 import secrets
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
+from copy import copy
 from dataclasses import dataclass, replace
 from itertools import pairwise
 from pathlib import Path
@@ -36,14 +37,19 @@ from unidiffuser.joint import MAX_SEED, Joint, batch_size, check_seeds, modality
 from unidiffuser.lora import Additions, merge
 from unidiffuser.modalities import NAME, Modality
 from unidiffuser.networks import Network
+from unidiffuser.offload import Offloaded, Weights
 from unidiffuser.process import PROCESSES, Prediction
+from unidiffuser.reuse import Reuse, ReusingDenoiser
 from unidiffuser.timesteps import Roles, assign_roles
 
 log = logging.getLogger(__name__)
 
 MAX_SAMPLES = 10_000
 MAX_STEPS = 1000
-RESERVED = {"n", "seed", "steps", "solver", "grid", "guidance", "looseness", "masks", "batch", "on_step"}
+RESERVED = {
+    "n", "seed", "steps", "solver", "grid", "guidance", "label", "reuse", "size", "looseness", "masks", "batch",
+    "on_step",
+}  # fmt: skip
 
 Progress = Callable[[int, int], None]
 """Called with (steps done, steps in all); it may raise to cancel."""
@@ -95,6 +101,8 @@ class UniDiffuser:
         training: Mapping[str, Any] | None = None,
         card: str = "",
         digest: str = "",
+        weights: Weights | None = None,
+        critic_weights: Weights | None = None,
     ) -> None:
         """
         Args:
@@ -106,6 +114,7 @@ class UniDiffuser:
             critic: of a student, whose network answers with samples: a network of its law that answers with means.
             name, training, card: what the model says of itself.
             digest: the sha256 of the files it came from.
+            weights, critic_weights: where their weights come from, if they are asleep (`offload`).
 
         Raises:
             ValueError: an impossible name, an unknown process, or streams that do not fit the network.
@@ -119,8 +128,8 @@ class UniDiffuser:
             raise ValueError(f"there is no process {process!r}; there are {', '.join(PROCESSES)}")
         self.name, self.prediction, self.digest = name, prediction, digest
         self.codecs = Codecs(modalities)
-        self.network = network.requires_grad_(False).eval()
-        self.critic = None if critic is None else critic.requires_grad_(False).eval()
+        self.part = Offloaded(network.requires_grad_(False).eval(), weights)
+        self.critic_part = None if critic is None else Offloaded(critic.requires_grad_(False).eval(), critic_weights)
         self.process_name, self.process = process, PROCESSES[process]()
         self.settings = settings or Settings()
         self.training, self.card = dict(training or {}), card
@@ -129,14 +138,27 @@ class UniDiffuser:
             raise ValueError(f"the modalities have the streams {self.shapes}, but the network was made for {expected}")
 
     @classmethod
-    def from_pretrained(cls, model: str | Path, *, device: str | torch.device = "cpu") -> Self:
+    def from_pretrained(
+        cls,
+        model: str | Path,
+        *,
+        device: str | torch.device = "cpu",
+        dtype: torch.dtype = torch.float32,
+        low_memory: bool = False,
+    ) -> Self:
         """A saved model: the name of one in the box, or a folder.
+
+        Args:
+            device, dtype, low_memory: as for `to`.
 
         Raises:
             ModelError: it is missing, damaged, foreign or from a newer version.
             ValueError: there is no such device.
         """
-        return cls.from_parts(native.read(box.find(model))).to(device)
+        loaded = cls.from_parts(native.read(box.find(model))).to(device, dtype, low_memory=low_memory)
+        if not low_memory:
+            loaded.part.wake()
+        return loaded
 
     @classmethod
     def from_parts(cls, parts: Parts) -> Self:
@@ -152,18 +174,22 @@ class UniDiffuser:
             training=parts.training,
             card=parts.card,
             digest=parts.digest,
+            weights=parts.weights,
+            critic_weights=parts.critic_weights,
         )
 
     def save(self, folder: str | Path, *, stored: native.Stored = "float32", force: bool = False) -> None:
         """Write the model to a folder, all or nothing; see `checkpoints.native.write`."""
         parts = Parts(
             name=self.name,
-            network=self.network,
+            network=self.part.module,
+            weights=self.part.weights,
             process=self.process_name,
             prediction=self.prediction,
             modalities=self.modalities,
             settings=self.settings,
-            critic=self.critic,
+            critic=None if self.critic_part is None else self.critic_part.module,
+            critic_weights=None if self.critic_part is None else self.critic_part.weights,
             training=self.training,
             card=self.card,
         )
@@ -177,25 +203,57 @@ class UniDiffuser:
             base: the sha256 of the model that they were trained on; another one is warned of.
 
         Raises:
-            ValueError: they are for a model of another shape.
+            ValueError: they are for a model of another shape, or the network's weights are not kept in memory.
         """
         if not math.isfinite(strength):
             raise ValueError(f"the strength of an adapter must be a finite number, not {strength}")
         if base and self.digest and base != self.digest:
             log.warning("the adapter was trained on the model %s, not on this one, %s", base[:10], self.digest[:10])
-        merge(self.network, additions, strength)
+        merge(self.part.settle(), additions, strength)
         parts = [self.digest, repr((strength, additions.scale)), *(repr(pair) for pair in additions.sums())]
         self.digest = hashlib.sha256("\n".join(parts).encode()).hexdigest()
 
-    def to(self, device: str | torch.device) -> Self:
-        """Move the network to a device."""
-        try:
-            self.network.to(device)
-            if self.critic is not None:
-                self.critic.to(device)
-        except (RuntimeError, AssertionError) as error:
-            raise ValueError(f"the device {str(device)!r} cannot be used here; 'cpu' always can") from error
+    def to(self, device: str | torch.device, dtype: torch.dtype = torch.float32, *, low_memory: bool = False) -> Self:
+        """Where and how the large parts work: the network, and encoders and decoders that are networks.
+
+        Args:
+            device: "cpu", "cuda", "mps".
+            dtype: of their weights and arithmetic; what is sampled stays in float32.
+            low_memory: load each part when it is needed and drop it after; needs a model that came from a file.
+
+        Raises:
+            ValueError: there is no such device.
+        """
+        for part in (self.part, self.critic_part):
+            if part is not None:
+                part.place(device, dtype, keep=not low_memory)
+        for codec in self.modalities.values():
+            codec.to(device, dtype, keep=not low_memory)
         return self
+
+    def resized(self, width: int, height: int) -> Self:
+        """The same model, with the same parts in memory, for pictures of another size in pixels.
+
+        Raises:
+            ValueError: it makes no pictures, or none of this size.
+        """
+        pictures = [name for name, codec in self.modalities.items() if codec.media_type == "image"]
+        if not pictures:
+            raise ValueError(f"this model makes no pictures, only {', '.join(self.modalities)}; leave the size out")
+        other = copy(self)
+        resized = {name: self.modalities[name].resized(width, height) for name in pictures}
+        other.codecs = Codecs(self.modalities | resized)
+        return other
+
+    @property
+    def network(self) -> Network:
+        """The network, its weights in memory."""
+        return self.part.wake()
+
+    @property
+    def critic(self) -> Network | None:
+        """A student's critic, its weights in memory."""
+        return None if self.critic_part is None else self.critic_part.wake()
 
     @property
     def modalities(self) -> dict[str, Modality[Any]]:
@@ -209,18 +267,34 @@ class UniDiffuser:
 
     @property
     def device(self) -> torch.device:
-        """Where the network is."""
-        return next(self.network.parameters()).device
+        """Where the network works."""
+        return self.part.device
+
+    @property
+    def labels(self) -> int:
+        """How many global labels the network has; 0: none."""
+        return int(vars(self.network.config).get("labels", 0))
 
     @property
     def denoiser(self) -> Denoiser:
-        """The network as a Denoiser: what samples are drawn with. A student's answers with samples, not with means."""
-        return NetworkDenoiser(self.network, self.process, self.prediction)
+        """The network as a Denoiser, with the model's own label. A student's answers with samples, not with means."""
+        return self._denoiser(self.settings)
+
+    def _denoiser(self, settings: Settings, wanted: Collection[str] | None = None) -> Denoiser:
+        """The network as a Denoiser for one run of a solver; `wanted` are the streams that anybody asks for."""
+        network = self.part.wake()
+        if settings.reuse is not None:
+            return ReusingDenoiser(settings.reuse, network, self.process, self.prediction, settings.label, wanted)
+        return NetworkDenoiser(network, self.process, self.prediction, settings.label, wanted)
 
     @property
     def posterior(self) -> Denoiser:
         """E[x0 | x_t] under the law of the samples: the network, or a student's critic."""
-        return NetworkDenoiser(self.critic or self.network, self.process, self.prediction)
+        return self._posterior(self.settings)
+
+    def _posterior(self, settings: Settings) -> Denoiser:
+        network = (self.critic_part or self.part).wake()
+        return NetworkDenoiser(network, self.process, self.prediction, settings.label)
 
     def sample(
         self,
@@ -230,6 +304,9 @@ class UniDiffuser:
         steps: int | None = None,
         solver: str | None = None,
         guidance: Scale | None = None,
+        label: int | None = None,
+        reuse: Reuse | None = None,
+        size: tuple[int, int] | None = None,
         looseness: Mapping[str, float] | None = None,
         masks: Mapping[str, Any] | None = None,
         batch: int = 16,
@@ -244,6 +321,9 @@ class UniDiffuser:
             seed: of the first sample; sample k has seed + k. Or a list of n seeds. Random if absent.
             steps: solver steps, 1 to 1000. solver: a row of `solvers.SOLVERS`. Absent: as the model's settings say.
             guidance: a scale (0 = off), a scale per modality, or a whole `Guidance`.
+            label: the global label, for models that have one.
+            reuse: take the output of the inner blocks from earlier evaluations: faster, and not exact (`reuse`).
+            size: (width, height) of the pictures in pixels, for models that can make more than one.
             looseness: given modality -> the timestep it is held at; 0 (absent) exactly, 1 not at all.
             masks: modality that is both sampled and given -> where it is to be made (see its codec's `mask`).
             batch: samples drawn at a time; no effect on them.
@@ -259,18 +339,28 @@ class UniDiffuser:
         n = _whole("n", n, 1, MAX_SAMPLES)
         batch = _whole("batch", batch, 1, MAX_SAMPLES)
         seeds = seeds_from(seed, n)
-        values, known = self.codecs.given(names, n, given, masks or {})
+        model = self if size is None else self.resized(*size)
+        values, known = model.codecs.given(names, n, given, masks or {}, seeds)
         roles = assign_roles(self.modalities, names, values, looseness)
-        plan = _Plan(roles=roles, settings=self.choose(steps, solver, guidance), given=values, known=known)
+        settings = self.choose(steps, solver, guidance, label, reuse)
+        plan = _Plan(roles=roles, settings=settings, given=values, known=known)
         samples: list[Sample] = []
         for start in range(0, n, batch):
             rows = slice(start, min(start + batch, n))
             done, total = start // batch, -(-n // batch)
-            joint = self._draw(plan, seeds[rows], rows, _counting(on_step, plan.settings.steps, done, total))
-            samples += self._samples(plan, joint, seeds[rows], rows)
+            streams = model.codecs.encode({name: raws[rows] for name, raws in values.items()}, seeds[rows])
+            joint = model._draw(plan, streams, seeds[rows], rows, _counting(on_step, settings.steps, done, total))
+            samples += model._samples(plan, joint, seeds[rows], rows)
         return samples
 
-    def choose(self, steps: int | None = None, solver: str | None = None, guidance: Scale | None = None) -> Settings:
+    def choose(
+        self,
+        steps: int | None = None,
+        solver: str | None = None,
+        guidance: Scale | None = None,
+        label: int | None = None,
+        reuse: Reuse | None = None,
+    ) -> Settings:
         """The model's settings with what the user chose; a guidance scale alone keeps the rest of the model's own."""
         own = self.settings
         if guidance is None:
@@ -282,7 +372,9 @@ class UniDiffuser:
             guidance = replace(own.guidance, scale=guidance)
         self.codecs.check_names(guidance.scale if isinstance(guidance.scale, Mapping) else ())
         steps = _whole("steps", own.steps if steps is None else steps, 1, MAX_STEPS)
-        return replace(own, steps=steps, solver=own.solver if solver is None else solver, guidance=guidance)
+        label = _whole("label", own.label if label is None else label, 0, max(self.labels - 1, 0))
+        solver = own.solver if solver is None else solver
+        return replace(own, steps=steps, solver=solver, guidance=guidance, label=label, reuse=reuse or own.reuse)
 
     def chain(
         self, *names: str, n: int = 1, seed: int | None = None, on_step: Progress | None = None, **options: Any
@@ -397,12 +489,13 @@ class UniDiffuser:
         return self.codecs.decode(joint)
 
     @torch.inference_mode()
-    def predict_noise(self, joint: Joint, timesteps: Mapping[str, Tensor | float]) -> Joint:
+    def predict_noise(self, joint: Joint, timesteps: Mapping[str, Tensor | float], label: int | None = None) -> Joint:
         """The noise the network sees in a noisy joint, whatever its outputs stand for.
 
         Args:
             joint: every stream of the model -> (B, ...).
             timesteps: modality -> one timestep in [0, 1], or (B,).
+            label: the global label, for models that have one; their own if absent.
 
         Returns:
             stream -> (B, ...): (x_t - alpha x0) / sigma of the clean estimate x0; 0 where t = 0.
@@ -411,19 +504,21 @@ class UniDiffuser:
         sampling.check_streams("the joint", joint, list(self.shapes), self.shapes, batch)
         xt = {stream: joint[stream].to(self.device, torch.float32) for stream in self.shapes}
         t = self._checked_timesteps(batch, timesteps)
-        x0 = self.posterior(xt, t)
+        part = self.critic_part or self.part
+        with part.loaded():
+            x0 = self._posterior(self.choose(label=label))(xt, t)
         return {s: self.process.eps_from_x0(x0[s], x, t[modality_of(s)]) for s, x in xt.items()}
 
-    def _draw(self, plan: "_Plan", seeds: list[int], rows: slice, on_step: OnStep | None) -> Joint:
-        """The streams of one batch."""
-        given = self.codecs.encode({name: raws[rows] for name, raws in plan.given.items()})
+    def _draw(self, plan: "_Plan", given: Joint, seeds: Sequence[int], rows: slice, on_step: OnStep | None) -> Joint:
+        """The streams of one batch, from the streams of what is given."""
         known = {stream: (x[rows], mask[rows]) for stream, (x, mask) in plan.known.items()}
         settings = plan.settings
         against_empty = settings.guidance.against == "empty"
         empty = self.codecs.empty(plan.roles.given) if against_empty else None
-        with torch.inference_mode():
+        wanted = [stream for stream in self.shapes if modality_of(stream) in plan.roles.sampled]
+        with torch.inference_mode(), self.part.loaded():
             return sampling.sample(
-                self.denoiser,
+                self._denoiser(settings, wanted),
                 self.process,
                 self.shapes,
                 plan.roles,
@@ -437,6 +532,7 @@ class UniDiffuser:
                 grid=settings.grid,
                 begin=settings.begin,
                 end=settings.end,
+                fresh_noise=settings.fresh_noise,
                 device=self.device,
                 on_step=on_step,
             )
@@ -444,7 +540,8 @@ class UniDiffuser:
     def _samples(self, plan: "_Plan", joint: Joint, seeds: list[int], rows: slice) -> list[Sample]:
         """Raw values of one batch: what was given as it was given, what was sampled decoded."""
         values = {name: raws[rows] for name, raws in plan.given.items()}
-        values |= self.decode({s: x for s, x in joint.items() if modality_of(s) in plan.roles.sampled})
+        sampled = {s: x for s, x in joint.items() if modality_of(s) in plan.roles.sampled}
+        values |= self.codecs.decode(sampled, seeds)
         order = [name for name in self.modalities if name in values]
         return [Sample(seed, {name: values[name][k] for name in order}) for k, seed in enumerate(seeds)]
 

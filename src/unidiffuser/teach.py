@@ -247,13 +247,15 @@ def spread(rows: Rows, x0: Joint, data: Joint | None) -> Tensor:
 
     The root of the ratio of variances over the rows; without data the latents' own unit variance stands for theirs.
     """
-    ours = theirs = torch.zeros(())
+    ours, theirs = [], []
     for s, x in x0.items():
         chosen = rows.sampled[modality_of(s)].to(x.device)
         if int(chosen.sum()) > 1:
-            ours = ours.to(x) + x.detach()[chosen].var(0).sum()
-            theirs = theirs.to(x) + (x[0].numel() if data is None else data[s][chosen].var(0).sum())
-    return (ours / theirs).sqrt() if theirs > 0 else torch.ones(())
+            ours.append(x.detach()[chosen].var(0).sum())
+            theirs.append(data[s][chosen].var(0).sum() if data is not None else torch.tensor(float(x[0].numel())))
+    if not ours:
+        return torch.ones(())
+    return (torch.stack(ours).sum() / torch.stack(theirs).sum().to(ours[0])).sqrt()
 
 
 def _device(joint: Mapping[str, Tensor]) -> torch.device:

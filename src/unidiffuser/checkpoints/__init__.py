@@ -5,13 +5,15 @@ knows files and hashes; it does not know how a sample is made.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from unidiffuser.guidance import Guidance
 from unidiffuser.modalities import Modality
 from unidiffuser.networks import Network
+from unidiffuser.offload import Offloaded, Weights
 from unidiffuser.process import Prediction
+from unidiffuser.reuse import Reuse
 
 
 class ModelError(ValueError):
@@ -34,6 +36,12 @@ class Settings:
     """The timestep at which sampling stops."""
     guidance: Guidance = field(default_factory=Guidance)
     """How strongly the sampled modalities are pushed towards the given ones."""
+    label: int = 0
+    """The global label of all samples, for networks that have one (the data type of the released v1)."""
+    fresh_noise: bool = False
+    """Whether the noise of ignored modalities is drawn anew at each evaluation, as the released sampler does."""
+    reuse: Reuse | None = None
+    """Whether the output of inner blocks is taken from earlier evaluations: faster, and not exact."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,7 +51,7 @@ class Parts:
     name: str
     """What the model is called."""
     network: Network
-    """The network, its weights in float32."""
+    """The network; asleep (see `offload`) if its weights are still in a file."""
     process: str
     """The noising process, a row of `process.PROCESSES`."""
     prediction: Prediction
@@ -58,5 +66,15 @@ class Parts:
     """How it was trained, for the reader; JSON-able."""
     card: str = ""
     """The model card, Markdown."""
+    weights: Weights | None = None
+    """Where the weights of a network that is asleep come from."""
+    critic_weights: Weights | None = None
+    """The same of the critic."""
     digest: str = ""
     """sha256 that names the model in recipes; empty for a model that is no file yet."""
+
+    def awake(self) -> "Parts":
+        """The same with the weights of its networks in memory: what training begins from."""
+        network = Offloaded(self.network, self.weights).wake()
+        critic = None if self.critic is None else Offloaded(self.critic, self.critic_weights).wake()
+        return replace(self, network=network, weights=None, critic=critic, critic_weights=None)

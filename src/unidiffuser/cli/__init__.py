@@ -17,6 +17,7 @@ from unidiffuser import __version__
 from unidiffuser.cli import data, flags
 from unidiffuser.cli import distill as one_step
 from unidiffuser.cli import train as training
+from unidiffuser.cli.convert import convert, convert_flags
 from unidiffuser.cli.flags import Parser
 from unidiffuser.cli.terminal import Terminal, Verb, guarded
 
@@ -117,6 +118,7 @@ def evaluate(args: argparse.Namespace, terminal: Terminal) -> int:
 
     model = flags.load(args)
     chosen = {"steps": args.steps, "solver": args.solver, "guidance": flags.guidance(args)}
+    chosen |= {"label": args.label, "reuse": args.reuse}
     settings = {name: value for name, value in chosen.items() if value is not None}
     with terminal.progress("evaluating") as progress:
         report = evaluate_scenes(
@@ -166,6 +168,7 @@ def sample_flags(parser: Parser) -> None:
     named = {"type": flags.pair, "action": "append", "default": []}
     parser.flag("--loose", metavar="NAME=T", **named, help="hold a given modality at timestep T: 0 exact, 1 ignored")
     parser.flag("--mask", metavar="NAME=FILE", **named, help="make only the white part of a sampled, given picture")
+    parser.flag("--size", type=flags.size, metavar="WxH", help="width and height of pictures (default: the model's)")
     parser.flag("--like", metavar="PNG", help="as the recipe in a picture says; other flags change it")
     flags.add_output(parser)
 
@@ -192,7 +195,7 @@ def score_flags(parser: Parser) -> None:
 def evaluate_flags(parser: Parser) -> None:
     """The flags of evaluate."""
     parser.add_argument("model", help="name of a model in the box, or a folder")
-    flags.add_device(parser)
+    flags.add_placement(parser)
     parser.flag("--samples", type=flags.whole, default=1000, metavar="N", help="samples a row, 8 to 10000")
     parser.flag("--seed", type=flags.whole, help="of captions and noise (default: 0)")
     flags.add_settings(parser)
@@ -215,6 +218,7 @@ VERBS: dict[str, tuple[Verb, Callable[[Parser], None] | None, bool]] = {
     "compare": (one_step.compare, one_step.compare_flags, False),
     "evaluate": (evaluate, evaluate_flags, False),
     "models": (models, models_flags, False),
+    "convert": (convert, convert_flags, False),
     "doctor": (doctor, None, False),
 }
 """Verb, of one word or two -> what it does, the flags of its own, whether it takes a model."""

@@ -183,6 +183,8 @@ def _modalities(value: Any) -> dict[str, dict[str, Any]]:
     for name, options in _table(value, "'modalities'").items():
         _check_name(name)
         options = {"kind": name, **_table(options, f"the modality {name!r}")}
+        if "sample_rate" in options:  # the samples are read with it, before any codec sees it
+            modalities.check_whole(f"sample_rate of {name!r}", options["sample_rate"], 1000, 192_000)
         modalities.check_options(_text(options["kind"], f"the kind of {name!r}"), _without_kind(options))
         found[name] = options
     if not found:

@@ -63,7 +63,7 @@ class Tally:
         counts[reason] += times
         names = self.first.setdefault((kind, reason), [])
         if name and len(names) < FIRST:
-            names.append(name)
+            names.append(printable(name))
 
     def met(self, error: Damaged, name: str, total: int) -> None:
         """Count a damaged sample met while reading one of `total`, and log it, once.
@@ -75,7 +75,7 @@ class Tally:
             return
         self.seen.add(name)
         self.count("damaged", str(error), name)
-        log.warning("%s: %s is skipped: %s", self.source, name, error)
+        log.warning("%s: %s is skipped: %s", self.source, printable(name), error)
         self.check_budget(total)
 
     def bad(self) -> int:
@@ -104,6 +104,14 @@ class Tally:
         """The most frequent reasons why samples are damaged or lost."""
         both = (self.counts["damaged"] + self.counts["lost"]).most_common(2)
         return "; ".join(f"{n}: {reason}" for reason, n in both)
+
+
+def printable(name: str) -> str:
+    """A stranger's name so that it can be shown anywhere: no control characters, no half surrogate pairs, not long."""
+    shown = "".join(
+        c if c.isprintable() else c.encode("unicode_escape", "backslashreplace").decode() for c in name[:200]
+    )
+    return shown + ("..." if len(name) > 200 else "")
 
 
 def listed(names: Iterable[str], most: int = 4) -> str:

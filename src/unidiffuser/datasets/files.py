@@ -9,11 +9,14 @@ import errno
 import os
 import re
 import time
-from collections.abc import Iterator
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
 from unidiffuser.datasets.faults import Damaged, DataLost
+
+T = TypeVar("T")
 
 PICTURES = frozenset({".jpg", ".jpeg", ".png", ".webp"})
 SOUNDS = frozenset({".wav"})
@@ -48,6 +51,8 @@ def inside(name: object, folder: str = "") -> str:
 def local(path: str | Path) -> Path:
     """The path of a data set that a person named; ValueError for an address, a command, a pattern, or nothing there."""
     text = str(path)
+    if not text:
+        raise ValueError("the path of the data is empty; give a folder")
     if "://" in text or text.startswith("pipe:"):
         raise ValueError(
             f"{text[:80]!r} is an address or a command; nothing is fetched or run: give a folder or a file"
@@ -69,7 +74,7 @@ class Tree:
     sizes: dict[str, int]
     """Relative name -> bytes, in alphabetical order."""
     outside: frozenset[str]
-    """Links that lead out of the folder, to a folder, or nowhere; they are not followed."""
+    """Links that lead out of the folder, to a folder, or nowhere; pipes, sockets, devices. They are not opened."""
 
     def suffixed(self, *suffixes: str) -> list[str]:
         """The names with one of these endings, whatever their case."""
@@ -80,7 +85,7 @@ class Tree:
         relative = inside(name, folder)
         if relative in self.outside:
             raise ValueError(
-                f"the file {relative[:80]!r} is a link that leads out of {self.root}; put the file itself there"
+                f"the file {relative[:80]!r} is no plain file in {self.root}, or a link that leads out: copy it there"
             )
         return relative if relative in self.sizes else None
 
@@ -92,9 +97,9 @@ def scan(root: Path, deep: bool = True) -> Tree:
     real = root.resolve()
     for folder, entry in _walk(root, "", deep):
         name = f"{folder}{entry.name}"
-        if not entry.is_symlink():
-            sizes[name] = entry.stat().st_size
-        elif (target := Path(entry.path).resolve()).is_file() and target.is_relative_to(real):
+        if entry.is_file(follow_symlinks=False):
+            sizes[name] = entry.stat(follow_symlinks=False).st_size
+        elif entry.is_symlink() and (target := Path(entry.path).resolve()).is_file() and target.is_relative_to(real):
             sizes[name] = target.stat().st_size
         else:
             outside.add(name)
@@ -143,8 +148,6 @@ class Blob:
     """Where the part begins."""
     size: int | None = None
     """Its bytes; None for all from there on."""
-    waits: tuple[float, ...] = field(default=WAITS, repr=False)
-    """Seconds between attempts."""
 
     def read(self) -> bytes:
         """The bytes.
@@ -155,27 +158,40 @@ class Blob:
         """
         if self.size is not None and self.size > MAX_BLOB:
             raise Damaged(f"it is larger than {MAX_BLOB >> 20} MiB")
-        for wait in (*self.waits, None):
-            try:
-                with open(self.path, "rb") as file:
-                    file.seek(self.offset)
-                    data = file.read(MAX_BLOB + 1 if self.size is None else self.size)
-                break
-            except OSError as error:
-                there = _readable(self.root)
-                if there and (error.errno in GONE or wait is None):
-                    raise Damaged(f"its file cannot be read ({error.strerror})") from error
-                if wait is None:
-                    raise DataLost(
-                        f"the data in {self.root} cannot be read any more ({error.strerror}); bring the folder back "
-                        "and give the same command again"
-                    ) from error
-                time.sleep(wait)
+        data = persistently(self._read, self.root)
         if len(data) > MAX_BLOB:
             raise Damaged(f"it is larger than {MAX_BLOB >> 20} MiB")
         if self.size is not None and len(data) < self.size:
             raise Damaged("its file is cut short")
         return data
+
+    def _read(self) -> bytes:
+        with open(self.path, "rb") as file:
+            file.seek(self.offset)
+            return file.read(MAX_BLOB + 1 if self.size is None else self.size)
+
+
+def persistently(read: Callable[[], T], root: Path) -> T:
+    """What `read` gives, tried again after each of WAITS.
+
+    Raises:
+        Damaged: the file cannot be read, but its folder can.
+        DataLost: the folder `root` cannot be read either.
+    """
+    for wait in (*WAITS, None):
+        try:
+            return read()
+        except OSError as error:
+            there, why = _readable(root), os.strerror(error.errno) if error.errno else "it is damaged"
+            if there and (error.errno is None or error.errno in GONE or wait is None):
+                raise Damaged(f"its file cannot be read ({why})") from error
+            if wait is None:
+                raise DataLost(
+                    f"the data in {root} cannot be read any more ({why}); bring the folder back and give "
+                    "the same command again"
+                ) from error
+            time.sleep(wait)
+    raise AssertionError
 
 
 def _readable(folder: Path) -> bool:

@@ -40,7 +40,7 @@ def open_folder(root: Path, tally: Tally, table: str | None = None) -> FileRows:
     """
     tree = scan(root)
     for name in sorted(tree.outside):
-        tally.count("ignored", "it is a link that leads out of the folder, to a folder, or nowhere", name)
+        tally.count("ignored", "it is no plain file, or a link that leads out of the folder", name)
     found = [table] if table else tables(tree)
     return _with_tables(tree, found, tally) if found else _with_texts(tree, tally)
 

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from unidiffuser.datasets.faults import Damaged, DataLost, Tally, listed
-from unidiffuser.datasets.files import MAX_BLOB, Tree, scan, training_part
+from unidiffuser.datasets.files import MAX_BLOB, Tree, persistently, scan, training_part
 from unidiffuser.datasets.rows import Columns, find_column, plain, refused
 
 KEPT_BYTES = 2**30
@@ -104,10 +104,10 @@ class ParquetRows:
         kept = self._local.groups
         if (at, column) not in kept:
             path = self.root / self.names[file]
-            if not path.is_file():
-                raise DataLost(f"{path} is gone; bring it back and give the same command again")
             try:
-                table = _open(path).read_row_group(group, columns=[column], use_threads=False)
+                table = persistently(lambda: _open(path).read_row_group(group, [column], use_threads=False), self.root)
+            except (Damaged, DataLost):
+                raise
             except Exception as error:  # pyarrow raises OSError, ArrowInvalid, MemoryError, ... on damaged pages
                 raise Damaged("its part of the parquet file is damaged") from error
             if table.num_rows != wanted:

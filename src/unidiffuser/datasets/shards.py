@@ -20,7 +20,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
-from unidiffuser.datasets.faults import Damaged, DataLost
+from unidiffuser.datasets.faults import Damaged
+from unidiffuser.datasets.files import persistently
 from unidiffuser.joint import streams_of
 
 KEPT_OPEN = 64
@@ -65,7 +66,7 @@ class ShardFile:
     """An open shard."""
 
     def __init__(self, path: Path, rows: int, shapes: Shapes) -> None:
-        """Raises Damaged if the file is not the shard of these rows and shapes."""
+        """Raises OSError, or Damaged if the file is not the shard of these rows and shapes."""
         try:
             self._file: Any = safe_open(path, framework="pt")
             names = set(self._file.keys())
@@ -85,7 +86,7 @@ class ShardFile:
                         raise ValueError(f"{stream} has the shape {there[1:]}")
             if any(len(part) != rows for spans in self.spans.values() for part in spans):
                 raise ValueError("another number of rows")
-        except (OSError, ValueError, SafetensorError) as error:
+        except (ValueError, SafetensorError) as error:
             raise Damaged(f"its shard {path.name} cannot be read") from error
 
     def row(self, row: int, turn: int, shapes: Shapes) -> dict[str, Tensor]:
@@ -112,9 +113,8 @@ class OpenShards:
     def __getitem__(self, index: int) -> ShardFile:
         if index not in self._open:
             shard = self.shards[index]
-            if not (self.folder / shard.file).is_file() and not self.folder.is_dir():
-                raise DataLost(f"the encoded data in {self.folder} are gone; bring the folder back")
-            self._open[index] = ShardFile(self.folder / shard.file, shard.rows, self.shapes)
+            path = self.folder / shard.file
+            self._open[index] = persistently(lambda: ShardFile(path, shard.rows, self.shapes), self.folder)
             while len(self._open) > KEPT_OPEN:
                 self._open.popitem(last=False)
         self._open.move_to_end(index)

@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from unidiffuser.datasets.faults import Damaged
+from unidiffuser.datasets.faults import Damaged, DataLost
 from unidiffuser.datasets.files import Blob
 from unidiffuser.modalities import image as images
 from unidiffuser.modalities import sound as sounds
@@ -50,7 +50,7 @@ def values_of(cell: Any, media_type: str, options: Mapping[str, Any], names: Map
         if media_type == "sound":
             return [_wave(cell, int(options.get("sample_rate", sounds.SoundConfig.sample_rate)))]
         return _vector(cell)
-    except Damaged:
+    except (Damaged, DataLost):
         raise
     except ValueError as error:
         raise Damaged(str(error)) from error

@@ -125,10 +125,9 @@ class ShardRows:
             return {}
         if entry["at"]["json"][1] > MAX_JSON:
             raise Damaged("its .json is larger than 4 MiB")
+        data = self._blob(entry, "json").read()
         try:
-            value = strict_json.parse(self._blob(entry, "json").read())
-        except Damaged:
-            raise
+            value = strict_json.parse(data)
         except ValueError as error:
             raise Damaged("its .json is damaged") from error
         if not isinstance(value, dict):

@@ -140,7 +140,7 @@ class Sound(Modality[Wave]):
         return {"mean": self.mean, "std": self.std}
 
     @classmethod
-    def restore(cls, config: dict[str, Any], state: dict[str, Tensor]) -> Self:
+    def restore(cls, config: dict[str, Any], state: Mapping[str, Tensor]) -> Self:
         """The codec of this grid and scale."""
         expect_keys("config of a sound modality", config, [field.name for field in fields(SoundConfig)])
         expect_keys("state of a sound modality", state, ["mean", "std"])

@@ -5,7 +5,7 @@ output is split back into streams. It knows nothing of grids, sequences or files
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 
 import torch
@@ -57,18 +57,24 @@ class MLP(Network):
     def blocks(self) -> list[nn.Module]:
         return list(self.layers)
 
-    def forward(self, xt: Joint, t: Mapping[str, Tensor], label: Tensor | None = None) -> Joint:
-        return self.read_out(self.features(xt, t, label), xt)
+    def forward(
+        self,
+        xt: Joint,
+        t: Mapping[str, Tensor],
+        label: Tensor | None = None,
+        wanted: Collection[str] | None = None,
+    ) -> Joint:
+        return self.read_out(self.features(xt, t, label), xt, wanted)
 
     def features(self, xt: Joint, t: Mapping[str, Tensor], label: Tensor | None = None) -> Tensor:
         """The output of the last layer, (B, 1, D)."""
         values = [xt[stream].flatten(1) for stream in self.config.streams]
         times = [sinusoid(t[m] * 1000.0, self.config.dim).to(values[0]) for m in self.modalities]
-        return steadily(self._layers, torch.cat(values + times, 1))[:, None]
+        return steadily(self._layers, torch.cat(values + times, 1).to(self.embed.weight.dtype))[:, None]
 
-    def read_out(self, features: Tensor, xt: Joint) -> Joint:
-        parts = steadily(self.head, features[:, 0]).split(self.sizes, 1)
-        return {stream: part.reshape(xt[stream].shape) for stream, part in zip(self.config.streams, parts, strict=True)}
+    def read_out(self, features: Tensor, xt: Joint, wanted: Collection[str] | None = None) -> Joint:
+        parts = dict(zip(self.config.streams, steadily(self.head, features[:, 0]).split(self.sizes, 1), strict=True))
+        return {s: part.reshape(xt[s].shape) for s, part in parts.items() if wanted is None or s in wanted}
 
     def _layers(self, rows: Tensor) -> Tensor:
         """All streams and timesteps as one row a sample -> (B, D)."""

@@ -21,9 +21,9 @@ The network sees shapes and timesteps in [0, 1]. It knows nothing of noise sched
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -38,6 +38,15 @@ MIN_PAIRS = 4
 
 Rotation = tuple[Tensor, Tensor]
 """The cosines and sines by which every token is rotated, each (N, D/H/2)."""
+
+
+class Sight(NamedTuple):
+    """What attention knows of the tokens besides their content."""
+
+    rotation: Rotation | None = None
+    """For `rotary`."""
+    hidden: Tensor | None = None
+    """For `unseen`: -inf where a token must not look at another, else 0, (B, 1, N, N)."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -134,41 +143,41 @@ class UViT(Network):
             embedding.reset_parameters()  # torch's default: tokens of about unit size, beside which 0.02 is nothing
         nn.init.trunc_normal_(self.position, std=INIT_STD)
 
-    def forward(self, xt: Joint, t: Mapping[str, Tensor], label: Tensor | None = None) -> Joint:
-        return self.read_out(self.features(xt, t, label), xt)
+    def forward(
+        self,
+        xt: Joint,
+        t: Mapping[str, Tensor],
+        label: Tensor | None = None,
+        wanted: Collection[str] | None = None,
+    ) -> Joint:
+        return self.read_out(self.features(xt, t, label), xt, wanted)
 
     def features(self, xt: Joint, t: Mapping[str, Tensor], label: Tensor | None = None) -> Tensor:
         """The tokens after the last block, (B, N, D)."""
-        shapes = {stream: tuple(xt[stream].shape[1:]) for stream in self.config.streams}
         x = self.tokens(xt, t, label)  # (B, N, D)
-        rotation = self._rotation(shapes, x) if self.config.rotary else None
-        hidden = self._hidden(t, shapes) if self.config.unseen else None
-        skips = []
-        for block in self.in_blocks:
-            x = block(x, rotation, hidden)
-            skips.append(x)
-        x = self.mid_block(x, rotation, hidden)
-        for block in self.out_blocks:
-            x = block(x, rotation, hidden, skips.pop())
-        out: Tensor = self.norm(x)  # (B, N, D)
-        return out
+        return self.through(x, self.sight(t, self.shapes(xt), x))[0]
 
-    def read_out(self, features: Tensor, xt: Joint) -> Joint:
-        return self.streams(features, {stream: tuple(xt[stream].shape[1:]) for stream in self.config.streams})
+    def read_out(self, features: Tensor, xt: Joint, wanted: Collection[str] | None = None) -> Joint:
+        return self.streams(features, self.shapes(xt), wanted)
+
+    def shapes(self, xt: Joint) -> dict[str, tuple[int, ...]]:
+        """The shape of one sample of every stream, in token order."""
+        return {stream: tuple(xt[stream].shape[1:]) for stream in self.config.streams}
 
     def blocks(self) -> list[nn.Module]:
         return [*self.in_blocks, self.mid_block, *self.out_blocks]
 
     def tokens(self, xt: Joint, t: Mapping[str, Tensor], label: Tensor | None) -> Tensor:
         """[timestep of each modality, label, stream, stream, ...] plus positions: (B, N, D)."""
-        shapes = {stream: tuple(xt[stream].shape[1:]) for stream in self.config.streams}
-        times = {m: sinusoid(t[m] * 1000.0, self.config.dim).to(self.position.dtype) for m in self.modalities}
+        dtype = self.position.dtype
+        times = {m: sinusoid(t[m] * 1000.0, self.config.dim).to(dtype) for m in self.modalities}
         parts = [time[:, None] for time in times.values()]
         added = {m: steadily(mlp, times[m])[:, None] for m, mlp in self.timestep.items()} if self.timestep else {}
         for stream in self.config.streams:
-            tokens = self.embed[_key(stream)](xt[stream])
+            embedding, values = self.embed[_key(stream)], xt[stream].to(dtype)
+            tokens = embedding(values) if values.ndim == 4 else steadily(embedding, values)
             parts.append(tokens + added[modality_of(stream)] if added else tokens)
-        x = torch.cat(parts, 1) + self._positions(shapes)
+        x = torch.cat(parts, 1) + self._positions(self.shapes(xt))
         if not self.config.labels:
             return x
         if label is None:
@@ -176,14 +185,51 @@ class UViT(Network):
         m = len(self.modalities)
         return torch.cat([x[:, :m], self.label(label)[:, None] + self.label_position, x[:, m:]], 1)
 
-    def streams(self, x: Tensor, shapes: Shapes) -> Joint:
-        """The inverse of `tokens`: the heads' outputs (B, N, D) -> stream -> (B, ...)."""
+    def through(
+        self, x: Tensor, sight: Sight, outer: int | None = None, inner: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """All blocks: (B, N, D) -> (B, N, D).
+
+        Args:
+            outer: how many pairs of blocks count as the outer ones; all if absent.
+            inner: what the inner blocks put out at another timestep, to be taken in their place; see `reuse`.
+
+        Returns:
+            The output of the last block, and that of the inner blocks.
+        """
+        half = len(self.in_blocks)
+        outer = half if outer is None else outer
+        skips = []
+        for block in self.in_blocks[:outer]:
+            x = block(x, sight)
+            skips.append(x)
+        if inner is None:
+            inner = self._inner(x, sight, outer)
+        x = inner
+        for block in self.out_blocks[half - outer :]:
+            x = block(x, sight, skips.pop())
+        return x, inner
+
+    def _inner(self, x: Tensor, sight: Sight, outer: int) -> Tensor:
+        """The blocks between the outer ones."""
+        skips = []
+        for block in self.in_blocks[outer:]:
+            x = block(x, sight)
+            skips.append(x)
+        x = self.mid_block(x, sight)
+        for block in self.out_blocks[: len(skips)]:
+            x = block(x, sight, skips.pop())
+        return x
+
+    def streams(self, x: Tensor, shapes: Shapes, wanted: Collection[str] | None = None) -> Joint:
+        """The inverse of `tokens`: (B, N, D) normalised, then the heads of the wanted streams -> stream -> (B, ...)."""
         start = len(self.modalities) + bool(self.config.labels)
         joint = {}
         for stream, shape in shapes.items():
             n = _tokens(shape, self.config.patch)
-            out = self.head[_key(stream)](x[:, start : start + n])
-            joint[stream] = unpatchify(out, shape, self.config.patch) if len(shape) == 3 else out
+            if wanted is None or stream in wanted:
+                out = steadily(self.head[_key(stream)], self.norm(x[:, start : start + n]))
+                joint[stream] = unpatchify(out, shape, self.config.patch) if len(shape) == 3 else out
             start += n
         return joint
 
@@ -205,7 +251,14 @@ class UViT(Network):
             start += n
         return torch.cat(parts, 1)
 
-    def _rotation(self, shapes: Shapes, x: Tensor) -> Rotation:
+    def sight(self, t: Mapping[str, Tensor], shapes: Shapes, x: Tensor) -> Sight:
+        """What attention knows of the tokens x (B, N, D) of streams of these shapes."""
+        return Sight(
+            self.rotation(shapes, x) if self.config.rotary else None,
+            self._hidden(t, shapes) if self.config.unseen else None,
+        )
+
+    def rotation(self, shapes: Shapes, x: Tensor) -> Rotation:
         """By which angles each token of x (B, N, D) is rotated; a grid of another size is stretched to the one known.
 
         Row, column and index count from 1; 0 stands for having none. The fastest pair makes a quarter turn a step, the
@@ -277,7 +330,8 @@ class PatchEmbedding(nn.Conv2d):
     def forward(self, x: Tensor) -> Tensor:
         p = self.kernel_size[0]
         patches = x.unfold(2, p, p).unfold(3, p, p).permute(0, 2, 3, 1, 4, 5)  # (B, h, w, C, p, p)
-        return F.linear(patches.flatten(3).flatten(1, 2), self.weight.flatten(1), self.bias)
+        rows = patches.flatten(3).flatten(1, 2)  # (B, h w, C p p)
+        return steadily(lambda x: F.linear(x, self.weight.flatten(1), self.bias), rows)
 
 
 class Block(nn.Module):
@@ -292,16 +346,14 @@ class Block(nn.Module):
         self.mlp = nn.Sequential(nn.Linear(d, config.mlp_ratio * d), nn.GELU(), nn.Linear(config.mlp_ratio * d, d))
         self.mlp_norm = nn.LayerNorm(d)
 
-    def forward(
-        self, x: Tensor, rotation: Rotation | None = None, hidden: Tensor | None = None, skip: Tensor | None = None
-    ) -> Tensor:
+    def forward(self, x: Tensor, sight: Sight, skip: Tensor | None = None) -> Tensor:
         if self.skip is not None:
             assert skip is not None
             x = self.skip_norm(self.skip(torch.cat([x, skip], -1)))
         if self.post:
-            x = self.attention_norm(x + self.attention(x, rotation, hidden))
+            x = self.attention_norm(x + self.attention(x, sight))
             return self.mlp_norm(x + self.mlp(x))
-        x = x + self.attention(self.attention_norm(x), rotation, hidden)
+        x = x + self.attention(self.attention_norm(x), sight)
         return x + self.mlp(self.mlp_norm(x))
 
 
@@ -314,12 +366,12 @@ class Attention(nn.Module):
         self.qkv = nn.Linear(dim, 3 * dim, bias=False)
         self.proj = nn.Linear(dim, dim)
 
-    def forward(self, x: Tensor, rotation: Rotation | None = None, hidden: Tensor | None = None) -> Tensor:
+    def forward(self, x: Tensor, sight: Sight) -> Tensor:
         qkv = self.qkv(x).unflatten(-1, (3, self.heads, -1))  # (B, N, 3, H, D/H)
         q, k, v = qkv.permute(2, 0, 3, 1, 4)  # 3 x (B, H, N, D/H)
-        if rotation is not None:
-            q, k = rotate(q, rotation), rotate(k, rotation)
-        return self.proj(attention(q, k, v, hidden).transpose(1, 2).flatten(2))  # (B, N, D)
+        if sight.rotation is not None:
+            q, k = rotate(q, sight.rotation), rotate(k, sight.rotation)
+        return self.proj(attention(q, k, v, sight.hidden).transpose(1, 2).flatten(2))  # (B, N, D)
 
 
 def rotate(x: Tensor, rotation: Rotation) -> Tensor:

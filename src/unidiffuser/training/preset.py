@@ -34,6 +34,8 @@ class OptimiserSettings:
     """Decoupled weight decay."""
     betas: tuple[float, float] = (0.9, 0.99)
     """AdamW's moments."""
+    muon: float = 0.0
+    """Peak learning rate of Muon for the matrices inside blocks; 0: AdamW for all weights."""
     ema: float = 0.9995
     """Decay a step of the averaged weights that become the model; shorter while the run is young."""
     more_ema: tuple[float, ...] = ()
@@ -64,7 +66,8 @@ class OptimiserSettings:
             _number(f"the rate of {name!r}", factor, 0.0, math.inf, open_at_zero=True)
         for name in ("lr", "clip"):
             _number(name, getattr(self, name), 0.0, math.inf, open_at_zero=True)
-        _number("weight_decay", self.weight_decay, 0.0, math.inf)
+        for name in ("weight_decay", "muon"):
+            _number(name, getattr(self, name), 0.0, math.inf)
         _number("cooldown", self.cooldown, 0.0, 1.0)
         for decay in (self.ema, *self.more_ema, *self.betas):
             _number("an average's decay", decay, 0.0, 1.0)
