@@ -22,7 +22,7 @@ def bits(trial: Trial) -> Rows:
         for title, given in {"alone": (), "given the others": others}.items():
             if title == "alone" or given:
                 found = description_length(
-                    model.denoiser, model.process, model.shapes, joint, name, given, seeds, draws=DRAWS
+                    model.posterior, model.process, model.shapes, joint, name, given, seeds, draws=DRAWS
                 )
                 numbers[title] = mean((found / count).tolist())
         trial.tell("likelihood", done, len(names))

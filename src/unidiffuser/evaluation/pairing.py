@@ -74,7 +74,7 @@ def denoising(trial: Trial) -> Rows:
         raise NotMeasured("it needs data with every modality of the model, and two of them or more")
     pairs = trial.reference.asked[:USED]
     seeds = [trial.seed_of("denoising", k) for k in range(len(pairs))]
-    for name, use in use_of_others(model.denoiser, model.process, trial.streams(pairs), seeds).items():
+    for name, use in use_of_others(model.posterior, model.process, trial.streams(pairs), seeds).items():
         at = ", ".join(f"{t:g}" for t in USE_TIMESTEPS)
         yield (
             f"{name}: denoising",

@@ -40,6 +40,7 @@ def paths(trial: Trial) -> Rows:
         solver=own.solver,
         steps=own.steps,
         grid=own.grid,
+        begin=own.begin,
         end=own.end,
         fresh_noise=own.fresh_noise,
         device=model.device,
