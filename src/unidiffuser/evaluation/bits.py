@@ -3,6 +3,7 @@
 from unidiffuser.agreement import Quadrature
 from unidiffuser.evaluation.numbers import mean
 from unidiffuser.evaluation.trial import Rows, Trial
+from unidiffuser.joint import modality_of
 from unidiffuser.likelihood import description_length
 
 PAIRS = 32
@@ -16,7 +17,7 @@ def bits(trial: Trial) -> Rows:
     joint = trial.streams(pairs)
     seeds = [trial.seed_of("bits", k) for k in range(len(pairs))]
     for done, name in enumerate(names, 1):
-        count = sum(x[0].numel() for stream, x in joint.items() if stream.partition(".")[0] == name)
+        count = sum(x[0].numel() for stream, x in joint.items() if modality_of(stream) == name)
         others = tuple(other for other in names if other != name)
         numbers = {}
         for title, given in {"alone": (), "given the others": others}.items():

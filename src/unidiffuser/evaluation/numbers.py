@@ -50,6 +50,7 @@ def shown(name: str, number: Mapping[str, Any]) -> str:
         return text + (f", truth {100 * number['truth']:.1f} %" if number.get("truth") is not None else "")
     text = f"{name} {number['value']:.4g}"
     text += f" ± {number['error']:.2g}" if number.get("error") is not None else ""
+    text += f", p {number['p']:.3g}" if number.get("p") is not None else ""
     return text + (f", truth {number['truth']:.4g}" if number.get("truth") is not None else "")
 
 

@@ -51,15 +51,11 @@ def _about(report: Mapping[str, Any], trial: Trial) -> str:
 
 
 def _row(name: str, row: Mapping[str, Any]) -> str:
-    numbers = "<br>".join(html.escape(_in_words(title, number)) for title, number in row["numbers"].items())
+    numbers = "<br>".join(html.escape(shown(title, number)) for title, number in row["numbers"].items())
     what = html.escape(row["what"])
     return (
         f"<tr><td>{html.escape(name)}<br><small>{what}</small><td>{numbers}<td>{html.escape(row.get('features', ''))}"
     )
-
-
-def _in_words(title: str, number: Mapping[str, Any]) -> str:
-    return shown(title, number) + (f", p {number['p']:.3g}" if "p" in number else "")
 
 
 def _samples(trial: Trial) -> Iterator[str]:

@@ -33,18 +33,13 @@ def paths(trial: Trial) -> Rows:
         raise NotMeasured("paths need two modalities")
     chosen = {name: x for name, x in trial.settings.items() if name in ("steps", "solver")}
     own = model.choose(**chosen)
-    draw = sampler(
-        model.denoiser,
-        model.process,
-        model.shapes,
-        solver=own.solver,
-        steps=own.steps,
-        grid=own.grid,
-        begin=own.begin,
-        end=own.end,
-        fresh_noise=own.fresh_noise,
-        device=model.device,
-    )
+    options = {"solver": own.solver, "steps": own.steps, "grid": own.grid, "begin": own.begin, "end": own.end}
+    options |= {"fresh_noise": own.fresh_noise, "device": model.device}
+
+    def draw(sampled: tuple[str, ...], given: Joint, seeds: list[int]) -> Joint:
+        # A denoiser of its own for every run of the solver: one that reuses outputs remembers them.
+        return sampler(model.denoiser, model.process, model.shapes, **options)(sampled, given, seeds)
+
     count = min(max(trial.samples // SHARE, LEAST), MOST)
     for a, b in combinations(names, 2):
         seeds = [trial.seed_of(f"paths {a} {b}", k) for k in range(3 * count)]

@@ -68,7 +68,7 @@ def prepare(
     Args:
         samples: of every distribution, 8 to 10,000.
         seed: fixes pairs and noise; the same seed gives the same numbers on one machine.
-        settings: options for every call of `model.sample`, such as steps and guidance; the model's own where absent.
+        settings: how to sample, as `model.choose` takes it (steps, solver, ...); the model's own where absent.
         features, inception: see `features.extractor`.
         progress: told what is drawn.
 
@@ -80,7 +80,7 @@ def prepare(
         if not low <= value <= high:
             raise ValueError(f"{name} must lie between {low} and {high}, not {value}")
     chosen = dict(settings or {})
-    model.choose(**{name: x for name, x in chosen.items() if name != "size"})
+    model.choose(**chosen)
     vectors = extractor(features, inception)
     reference = gather(model, data, samples, seed)
     return Trial(model, reference, samples, seed, chosen, vectors, progress)
