@@ -9,6 +9,7 @@ differ; how much, says the discrepancy. All is unguided, since guidance moves th
 
 from collections.abc import Callable, Iterator, Sequence
 from itertools import combinations
+from typing import Any
 
 import numpy as np
 import torch
@@ -33,8 +34,15 @@ def paths(trial: Trial) -> Rows:
         raise NotMeasured("paths need two modalities")
     chosen = {name: x for name, x in trial.settings.items() if name in ("steps", "solver")}
     own = model.choose(**chosen)
-    options = {"solver": own.solver, "steps": own.steps, "grid": own.grid, "begin": own.begin, "end": own.end}
-    options |= {"fresh_noise": own.fresh_noise, "device": model.device}
+    options: dict[str, Any] = {
+        "solver": own.solver,
+        "steps": own.steps,
+        "grid": own.grid,
+        "begin": own.begin,
+        "end": own.end,
+        "fresh_noise": own.fresh_noise,
+        "device": model.device,
+    }
 
     def draw(sampled: tuple[str, ...], given: Joint, seeds: list[int]) -> Joint:
         # A denoiser of its own for every run of the solver: one that reuses outputs remembers them.
