@@ -1,7 +1,10 @@
 """Samples beside truth as two clouds of vectors: FID, KID, precision and recall of every marginal and conditional."""
 
+from collections.abc import Mapping
+
 from unidiffuser import distances
-from unidiffuser.evaluation.numbers import rate, statistic
+from unidiffuser.distances import Array
+from unidiffuser.evaluation.numbers import Number, rate, statistic
 from unidiffuser.evaluation.trial import NotMeasured, Rows, Trial
 
 
@@ -17,23 +20,30 @@ def likeness(trial: Trial) -> Rows:
     for name in names:
         true = trial.vectors(name, [pair[name] for pair in asked])
         rest = trial.vectors(name, [pair[name] for pair in others[: len(asked)]])
-        best = {kind: dict(metric(rest, true))["value"] for kind, metric in METRICS.items()}
+        best = _compared(rest, true)
         for given in [(), *((other,) for other in trial.reference.names if other != name)]:
             drawn = trial.vectors(name, trial.draw(name, given))
-            numbers = {kind: statistic(metric(drawn, true), best[kind]) for kind, metric in METRICS.items()}
-            covered = distances.coverage(drawn, true)
-            numbers |= {kind: rate(round(x["rate"] * x["n"]), int(x["n"])) for kind, x in covered}
             title = name + (f" given {given[0]}" if given else "")
             yield (
                 f"{title}: distance",
                 {
                     "what": f"{title}, against the {name} of true pairs",
                     "features": trial.features.named(trial.model.modalities[name]),
-                    "numbers": numbers,
+                    "numbers": _compared(drawn, true, best),
                     "n": len(drawn),
                     "n_true": len(true),
                 },
             )
 
 
-METRICS = {"fid": distances.frechet, "kid": distances.kernel}
+def _compared(x: Array, true: Array, best: Mapping[str, Number] | None = None) -> dict[str, Number]:
+    """Every number of x against truth; `best`: those of other true values, to stand beside them."""
+    truth = {kind: number["value"] for kind, number in (best or {}).items()}
+    # What few samples do to FID they do alike to both, if both are as many.
+    found = {
+        "fid": statistic(distances.frechet(x[: len(true)], true), truth.get("fid")),
+        "kid": statistic(distances.kernel(x, true), truth.get("kid")),
+    }
+    for kind, share in distances.coverage(x, true):
+        found[kind] = rate(round(share["rate"] * share["n"]), int(share["n"]), truth.get(kind))
+    return found
