@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from unidiffuser import __version__
-from unidiffuser.cli import flags
+from unidiffuser.cli import flags, recommend
 from unidiffuser.cli.flags import Parser
 from unidiffuser.cli.terminal import Terminal, Verb, guarded
 
@@ -241,8 +241,9 @@ VERBS: dict[str, tuple[Verb, Callable[[Parser], None] | None, bool]] = {
     "evaluate": (evaluate, evaluate_flags, False),
     "models": (models, models_flags, False),
     "doctor": (doctor, None, False),
+    **recommend.VERBS,
 }
-"""Verb -> what it does, the flags of its own, whether it takes a model."""
+"""Verb, of one word or two -> what it does, the flags of its own, whether it takes a model."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -254,33 +255,44 @@ def main(argv: Sequence[str] | None = None) -> int:
             file=sys.stdout if argv else sys.stderr,
         )
         return 0 if argv else 2
-    if argv[0] not in VERBS:
+    words = 2 if any(verb.startswith(f"{argv[0]} ") for verb in VERBS) else 1
+    verb = " ".join(argv[:words])
+    if words == 2 and argv[1:2] in ([], ["-h"], ["--help"]):
+        print(family(argv[0]), file=sys.stdout if argv[1:] else sys.stderr)
+        return 0 if argv[1:] else 2
+    if verb not in VERBS:
         known = ", ".join(VERBS)
-        print(
-            f"unidiffuser: there is no verb {argv[0]!r}; there are {known}{flags.guess(argv[0], VERBS)}",
-            file=sys.stderr,
-        )
+        print(f"unidiffuser: there is no verb {verb!r}; there are {known}{flags.guess(verb, VERBS)}", file=sys.stderr)
         return 2
-    run, own_flags, takes_model = VERBS[argv[0]]
-    parser = Parser(f"unidiffuser {argv[0]}", run.__doc__ or "")
+    run, own_flags, takes_model = VERBS[verb]
+    parser = Parser(f"unidiffuser {verb}", run.__doc__ or "")
     if own_flags:
         own_flags(parser)
     if takes_model:
         flags.add_model(parser)
     flags.add_manners(parser)
-    args = parser.parse(argv[1:])
+    args = parser.parse(argv[words:])
     return guarded(run, args)
+
+
+def family(word: str) -> str:
+    """What the help of the first word of some verbs says."""
+    return f"usage: unidiffuser {word} VERB ...\n\n{_verbs(f'{word} ')}\n\n  unidiffuser {word} VERB --help says more"
+
+
+def _verbs(prefix: str = "") -> str:
+    width = max(map(len, VERBS))
+    chosen = {name: run for name, (run, _, _) in VERBS.items() if name.startswith(prefix)}
+    return "\n".join(f"  {name:<{width}}  {run.__doc__}" for name, run in chosen.items())
 
 
 def overview() -> str:
     """What --help says."""
-    width = max(map(len, VERBS))
-    verbs = "\n".join(f"  {name:<{width}}  {run.__doc__}" for name, (run, _, _) in VERBS.items())
     return (
         "usage: unidiffuser VERB ...\n\n"
         "One diffusion model for every distribution of a set of modalities.\n"
         "What is sampled is named, what is given is a flag, the rest is ignored.\n\n"
-        f"{verbs}\n\n"
+        f"{_verbs()}\n\n"
         '  unidiffuser sample image --text "a large red circle above a small blue square" -n 4\n'
         "  unidiffuser VERB --help says more"
     )
