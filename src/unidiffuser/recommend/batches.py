@@ -1,7 +1,7 @@
 """Batches of events as a function of the step alone, so that a run can stop and go on anywhere.
 
-Every epoch goes through the training events once, in an order of its own. Each event comes with one item drawn with equal
-chances from those that its user has not had in training. It knows no model.
+Every epoch goes through the training events once, in an order of its own. Each event comes with one item drawn with
+equal chances from those that its user has not had in training. It knows no model.
 """
 
 import torch

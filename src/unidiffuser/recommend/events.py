@@ -132,7 +132,8 @@ class Interactions:
     valid: Events
     test: Events
     candidates: Mapping[str, Tensor] = field(default_factory=dict)
-    """Part -> (N, C) items that each event's item is ranked against, padded with `UNKNOWN`; absent: full ranking only."""
+    """Part -> (N, C) items that each event's item is ranked against, padded with `UNKNOWN`; absent: full ranking
+    only."""
     counts: Mapping[str, int] = field(default_factory=dict)
     """What was met on the way here: rows read, rows dropped and why."""
 

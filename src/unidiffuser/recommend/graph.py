@@ -1,7 +1,8 @@
 """Sparse products over the graph of users, items and words, and the averages that graph models are made of.
 
 A `Link` is a sparse matrix that can be multiplied from either side, with gradients, at the speed of torch's compressed
-rows in both directions. Light graph convolution (He et al. 2020, LightGCN, eq. 7 and 8) is a link multiplied a few times:
+rows in both directions. Light graph convolution (He et al. 2020, LightGCN, eq. 7 and 8) is a link multiplied a few
+times:
 
     h^(l+1) = D^-1/2 A D^-1/2 h^(l),      e* = sum over l = 0 ... L of h^(l) / (L + 1)
 

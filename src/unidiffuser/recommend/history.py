@@ -9,8 +9,8 @@ are the same ones, and small enough to be fitted in closed form or by Newton's m
     more like it  p(kept | words) = sigma(b + sum of a_w over the prompt's different words),  a ~ N(0, `SPREAD`^2)
 
 The second is the prior of the first, p(prompt) ~ p(kept | prompt), when there is enough to learn it from: `MIN_EVENTS`
-prompts and `MIN_EACH` of them kept and as many not. Otherwise it is off, `learnt` is False, and `like_kept` says what is
-missing instead of guessing.
+prompts and `MIN_EACH` of them kept and as many not. Otherwise it is off, `learnt` is False, and `like_kept` says what
+is missing instead of guessing.
 """
 
 import math

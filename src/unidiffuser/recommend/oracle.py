@@ -85,6 +85,6 @@ def _numbers(labels: tuple[str, ...], count: int, what: str) -> np.ndarray[tuple
         numbers = np.array([int(label) for label in labels], dtype=np.int64)
     except ValueError as error:
         raise ValueError(f"a {what} of this data is not of the world beside it: {error}") from error
-    if len(numbers) and not (0 <= numbers.min() and numbers.max() < count):
+    if len(numbers) and not (numbers.min() >= 0 and numbers.max() < count):
         raise ValueError(f"the world beside this data has {count} {what}s, and the data names another")
     return numbers

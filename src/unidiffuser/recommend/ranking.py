@@ -1,7 +1,7 @@
 """Ranking metrics, exact also where scores tie.
 
-    One rule for ties: a metric is its mean over all orders of the tied candidates. A constant score is then worth what a
-    random order is worth, and no metric depends on where a candidate stands in a table.
+    One rule for ties: a metric is its mean over all orders of the tied candidates. A constant score is then worth what
+    a random order is worth, and no metric depends on where a candidate stands in a table.
 
 A relevant candidate with g candidates above it and m tied with it, itself among them, has each of the ranks g + 1 ...
 g + m with the same chance. With D(n) = sum over j <= n of 1 / log2(j + 1), P relevant candidates in the list, and the

@@ -1,4 +1,5 @@
-"""How each kind of model is trained unless the user says otherwise: settings chosen on the validation part of the worlds
+"""How each kind of model is trained unless the user says otherwise: settings chosen on the validation part of the
+worlds
 of `benchmarks/recommend_table.py`, with the same number of trials a kind.
 """
 

@@ -5,8 +5,8 @@
     recommender.search("17", ["3", "14"], 10)     # p(item | user, query)
     recommender.suggest("17")                     # p(query | user), word by word
 
-A user who was never seen is the average user, and a word that was never seen is left out; the answer says so. What a user
-has had in training is not recommended again unless it is asked for.
+A user who was never seen is the average user, and a word that was never seen is left out; the answer says so. What a
+user has had in training is not recommended again unless it is asked for.
 """
 
 from collections.abc import Sequence

@@ -176,7 +176,7 @@ def _events(path: Path, name: str, tensors: Mapping[str, Tensor], sizes: Sizes) 
             whole
             and user.shape == item.shape == words.shape[:1]
             and all(
-                not x.numel() or (0 <= int(x.min()) and int(x.max()) < n)
+                not x.numel() or (int(x.min()) >= 0 and int(x.max()) < n)
                 for x, n in ((user, sizes.users), (item, sizes.items), (words, sizes.words))
             )
         )

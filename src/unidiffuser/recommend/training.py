@@ -6,8 +6,8 @@
     RUN/training/    checkpoints and metrics.jsonl (`optimise`)
     RUN/final/       the model (`store`)
 
-Everything random is a function of the seeds in run.json, so the same call on the same folder goes on where it was stopped
-and ends in the same bits.
+Everything random is a function of the seeds in run.json, so the same call on the same folder goes on where it was
+stopped and ends in the same bits.
 """
 
 import dataclasses
@@ -118,8 +118,9 @@ def _claim(run: Path, described: Mapping[str, Any]) -> None:
     if file.exists():
         before = json.loads(file.read_text(encoding="utf-8"))
         if differing := sorted(k for k in {*described, *before} if described.get(k) != before.get(k)):
+            names = ", ".join(differing)
             raise ValueError(
-                f"{run} holds a run with another {', '.join(differing)}; choose another folder, or the settings of {file}"
+                f"{run} holds a run with another {names}; choose another folder, or the settings of {file}"
             )
     elif run.exists() and any(run.iterdir()):
         raise ValueError(f"{run} is there already and holds no run of this kind; choose another folder")

@@ -5,9 +5,9 @@
     q_ui  = MLP [e_u | e_i | q_u | q_i],     4d -> 2d -> 2d -> d, tanh between, linear out
 
 (Zhang et al. 2024, arXiv 2407.00912, as their code has it). The published form computes all of it for every pair. But a
-linear layer of joined vectors is a sum of one linear layer a vector: W_K and the first layer of the MLP are taken once a
-user, an item and a word, and b_A cancels in the softmax. What is left for a pair is the softmax over Q_i, a weighted sum
-of rows, and two layers. The result is the same to the last bits of float64 (tests/test_recommend_uditsr.py).
+linear layer of joined vectors is a sum of one linear layer a vector: W_K and the first layer of the MLP are taken once
+a user, an item and a word, and b_A cancels in the softmax. What is left for a pair is the softmax over Q_i, a weighted
+sum of rows, and two layers. The result is the same to the last bits of float64 (tests/test_recommend_uditsr.py).
 
 It knows nothing of the graph.
 """

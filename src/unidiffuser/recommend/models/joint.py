@@ -2,9 +2,9 @@
 
 Each event is three latents, one stream each, all of d numbers of about unit variance:
 
-    item    a learnt vector on the sphere, sqrt(d) e_i
-    query   half the sum of its words' vectors, sqrt(d) / 2 sum of e_w
-    user    what the user has had: sqrt(d) times the direction of the sum of their items' vectors, without the event itself
+    item    a learnt vector on the sphere, sqrt(d) e_i query   half the sum of its words' vectors, sqrt(d) / 2 sum of
+    e_w user    what the user has had: sqrt(d) times the direction of the sum of their items' vectors, without the event
+    itself
 
 so a user costs no parameter, and one who comes later is known by their history. The latents are noised with a timestep
 of their own each (`timesteps.draw_timesteps`), and one network says of every noisy latent which item, which words and
@@ -12,9 +12,10 @@ whose history it was: cross-entropy over items, over the batch's users, and a Po
 
     p(i | x_t) ~ exp(h_i(x_t) . e_i + b_i),      rate(w | x_t) = exp(h_q(x_t) . e_w + b_w).
 
-Their means are the clean estimates, E[x_i] = sqrt(d) sum of p(i) e_i and E[x_q] = sqrt(d) / 2 sum of rate(w) e_w, so the
-model is a Denoiser and all of the engine applies to it: roles, solvers, guidance. A recommendation has no query: its
-query is ignored (t = 1) and not learnt from. The cross-entropy is what keeps jointly trained vectors from collapsing.
+Their means are the clean estimates, E[x_i] = sqrt(d) sum of p(i) e_i and E[x_q] = sqrt(d) / 2 sum of rate(w) e_w, so
+the model is a Denoiser and all of the engine applies to it: roles, solvers, guidance. A recommendation has no query:
+its query is ignored (t = 1) and not learnt from. The cross-entropy is what keeps jointly trained vectors from
+collapsing.
 """
 
 import math
@@ -72,9 +73,9 @@ class JointConfig:
 class Fusion(nn.Module):
     """Noisy latents -> one vector a stream, whose products with the stream's own vectors are logits.
 
-    A latent is weighed by alpha(t), its best linear estimate from x_t, so that pure noise says exactly nothing. Straight
-    connections carry what is a sum in the logarithm: what the others say, and alpha / sigma^2 x_t, the evidence of a
-    stream about itself. A residual network adds the rest.
+    A latent is weighed by alpha(t), its best linear estimate from x_t, so that pure noise says exactly nothing.
+    Straight connections carry what is a sum in the logarithm: what the others say, and alpha / sigma^2 x_t, the
+    evidence of a stream about itself. A residual network adds the rest.
     """
 
     def __init__(self, config: JointConfig) -> None:
@@ -158,9 +159,11 @@ class JointModel(Model):
         return total, {s: mean.detach() for s, mean in means.items()}
 
     def _word_error(self, out: Tensor, words: Tensor, asked: Tensor) -> Tensor:
-        """The negative logarithm of a Poisson law of every word's count, up to what does not depend on the rates, (B,)."""
+        """The negative logarithm of a Poisson law of every word's count, up to what does not depend on the rates,
+        (B,)."""
         log_rates = self.log_rates(out, words)
-        return log_rates.exp().sum(1) - (log_rates.gather(1, asked) * (asked != NO_WORD)).sum(1)
+        stated = log_rates.gather(1, asked).masked_fill(asked == NO_WORD, 0.0)
+        return log_rates.exp().sum(1) - stated.sum(1)
 
     def log_rates(self, out: Tensor, words: Tensor) -> Tensor:
         """(B, V); "no word" has rate 0."""

@@ -9,8 +9,8 @@ The demands are the same in all layers and the aggregate is a mean, so only thei
 
     H_I <- D_I^-1 A^T H_U + Q_I,      H_U <- D_U^-1 A H_I - Q_U
 
-which needs one sparse product a layer and no vector on any edge. The searches' part of Q is itself a sparse product with
-the word vectors. It does not know where the demands of recommendations come from.
+which needs one sparse product a layer and no vector on any edge. The searches' part of Q is itself a sparse product
+with the word vectors. It does not know where the demands of recommendations come from.
 """
 
 import torch

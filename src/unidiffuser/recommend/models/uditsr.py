@@ -1,7 +1,7 @@
 """UDITSR (Zhang et al. 2024, arXiv 2407.00912): inherent intent, demand intent, and the translation between them.
 
-Every event has a demand q: the sum of its words, or what the generator (`demand`) makes for a recommendation. A user and
-the demand together should be near the item, e_u + q ~ e_i, so the vectors travel along the edges with it:
+Every event has a demand q: the sum of its words, or what the generator (`demand`) makes for a recommendation. A user
+and the demand together should be near the item, e_u + q ~ e_i, so the vectors travel along the edges with it:
 
     h_i <- mean over its events (h_u + q),   h_u <- mean over its events (h_i - q),   e* = h^0 + sum of h^l / (l + 1)
 
@@ -243,7 +243,8 @@ class UDITSR(Model):
 
     @torch.no_grad()
     def scores(self, users: Tensor, words: Tensor, items: Tensor | None = None) -> Tensor:
-        """Each candidate has a demand of its own, so a recommendation costs one pass of the generator for each; a search
+        """Each candidate has a demand of its own, so a recommendation costs one pass of the generator for each; a
+        search
         with the dot head is a product."""
         search = (words != NO_WORD).any(1)
         table = torch.empty(len(users), self.sizes.items if items is None else items.shape[1])

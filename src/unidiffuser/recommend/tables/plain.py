@@ -2,7 +2,8 @@
 
 A file, or a folder with train, test and perhaps valid. Separated by tabs (.tsv), commas (.csv) or white space (.txt).
 With a header the columns are found by name, in any order, and others are passed over; without one they are user, item,
-query, time. A column `label` may mark rows with 0, which are no events. In a .txt file without a header, all that follows user and item on a line are query words.
+query, time. A column `label` may mark rows with 0, which are no events. In a .txt file without a header, all that
+follows user and item on a line are query words.
 """
 
 from collections.abc import Iterator

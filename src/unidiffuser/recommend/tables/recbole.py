@@ -30,7 +30,7 @@ def finds(path: Path) -> dict[str, Path]:
     if len(whole) > 1 or (whole and parts) or len(parts) < len(files) - len(whole):
         names = ", ".join(file.name for file in files)
         raise ValueError(f"{path} holds {names}; give one NAME.inter, or one set of NAME.train.inter, .valid, .test")
-    return parts or {"": file for file in whole}
+    return parts or ({"": whole[0]} if whole else {})
 
 
 def rows(path: Path, tally: Tally) -> Iterator[Row]:
