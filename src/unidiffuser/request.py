@@ -11,6 +11,7 @@ from typing import Any
 from unidiffuser.guidance import Guidance
 from unidiffuser.pipeline import Progress, Sample, Scale, UniDiffuser
 from unidiffuser.recipe import Recipe, fingerprint, given_entry, given_value
+from unidiffuser.reuse import Reuse
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,6 +36,12 @@ class Request:
     """Given modality -> the timestep it is held at."""
     masks: Mapping[str, Any] = field(default_factory=dict)
     """Modality given in part -> where it is to be made."""
+    label: int | None = None
+    """The global label; the model's own if absent."""
+    reuse: Reuse | None = None
+    """How inner blocks are reused; the model's own if absent."""
+    size: tuple[int, int] | None = None
+    """Width and height of the pictures; the model's own if absent."""
 
     def draw(self, model: UniDiffuser, on_step: Progress | None = None) -> list[Sample]:
         """The samples."""
@@ -45,6 +52,9 @@ class Request:
             steps=self.steps,
             solver=self.solver,
             guidance=self.guidance,
+            label=self.label,
+            reuse=self.reuse,
+            size=self.size,
             looseness=self.looseness,
             masks=self.masks,
             on_step=on_step,
@@ -60,6 +70,9 @@ class Request:
             steps=self.steps,
             solver=self.solver,
             guidance=self.guidance,
+            label=self.label,
+            reuse=self.reuse,
+            size=self.size,
             on_step=on_step,
             **self.given,
         )
@@ -72,7 +85,7 @@ class Request:
 
     def recipe(self, model: UniDiffuser, sample: Sample, library: str) -> Recipe:
         """All that one of the samples depends on."""
-        settings = model.choose(self.steps, self.solver, self.guidance)
+        settings = model.choose(self.steps, self.solver, self.guidance, self.label, self.reuse)
         codecs = model.modalities
         pictures = [sample[name] for name in self.names if codecs[name].media_type == "image"]
         whole = {name: raw if name in self.names else sample[name] for name, raw in self.given.items()}
@@ -88,6 +101,10 @@ class Request:
             solver=settings.solver,
             guidance={**asdict(settings.guidance), "interval": list(settings.guidance.interval)},
             looseness=dict(self.looseness),
+            label=settings.label,
+            size=self.size or (),
+            reuse=asdict(settings.reuse) if settings.reuse else {},
+            dtype=str(model.part.dtype).removeprefix("torch."),
             pixels=fingerprint(pictures[0]) if len(pictures) == 1 else "",
         )
 
@@ -113,6 +130,9 @@ def request_of(recipe: Recipe, instead: Mapping[str, Any] | None = None) -> Requ
         guidance=guidance_of(recipe),
         looseness=recipe.looseness,
         masks={name: given_value(name, entry) for name, entry in recipe.masks.items()},
+        label=recipe.label,
+        reuse=Reuse(**recipe.reuse) if recipe.reuse else None,
+        size=(recipe.size[0], recipe.size[1]) if recipe.size else None,
     )
 
 

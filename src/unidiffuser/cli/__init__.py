@@ -9,14 +9,14 @@ What a verb needs is imported inside it, so that --help need not wait for torch.
 import argparse
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Callable, Sequence
 from itertools import groupby
-from pathlib import Path
 from typing import Any
 
 from unidiffuser import __version__
-from unidiffuser.cli import flags, recommend
+from unidiffuser.cli import data, flags, recommend
+from unidiffuser.cli import train as training
+from unidiffuser.cli.convert import convert, convert_flags
 from unidiffuser.cli.flags import Parser
 from unidiffuser.cli.terminal import Terminal, Verb, guarded
 
@@ -111,34 +111,13 @@ def score(args: argparse.Namespace, terminal: Terminal) -> int:
     return 0
 
 
-def train(args: argparse.Namespace, terminal: Terminal) -> int:
-    """Train a model by a preset, going on where an earlier run in the same folder stopped."""
-    from unidiffuser.presets import PRESETS
-    from unidiffuser.train import train as carry_out
-
-    if args.preset not in PRESETS:
-        known = f"there are {', '.join(PRESETS)}{flags.guess(args.preset, PRESETS)}"
-        raise ValueError(f"there is no preset {args.preset!r}; {known}")
-    preset = PRESETS[args.preset]()
-    if args.steps is not None:
-        preset = replace(preset, training=replace(preset.training, steps=args.steps))
-    with terminal.progress("training") as progress:
-
-        def show(stage: str, done: int, total: int, figures: Mapping[str, float]) -> None:
-            progress(done, total)
-
-        carry_out(preset, Path(args.run), device=args.device, progress=show)
-    final = str(Path(args.run) / "final")
-    terminal.answer({"model": final}, [final])
-    return 0
-
-
 def evaluate(args: argparse.Namespace, terminal: Terminal) -> int:
     """Measure a model of the scenes against their truth."""
     from unidiffuser.evaluate import evaluate_scenes, markdown
 
     model = flags.load(args)
     chosen = {"steps": args.steps, "solver": args.solver, "guidance": flags.guidance(args)}
+    chosen |= {"label": args.label, "reuse": args.reuse}
     settings = {name: value for name, value in chosen.items() if value is not None}
     with terminal.progress("evaluating") as progress:
         report = evaluate_scenes(
@@ -188,6 +167,7 @@ def sample_flags(parser: Parser) -> None:
     named = {"type": flags.pair, "action": "append", "default": []}
     parser.flag("--loose", metavar="NAME=T", **named, help="hold a given modality at timestep T: 0 exact, 1 ignored")
     parser.flag("--mask", metavar="NAME=FILE", **named, help="make only the white part of a sampled, given picture")
+    parser.flag("--size", type=flags.size, metavar="WxH", help="width and height of pictures (default: the model's)")
     parser.flag("--like", metavar="PNG", help="as the recipe in a picture says; other flags change it")
     flags.add_output(parser)
 
@@ -211,18 +191,10 @@ def score_flags(parser: Parser) -> None:
     parser.flag("--force", action="store_true", help="overwrite files that are there")
 
 
-def train_flags(parser: Parser) -> None:
-    """The flags of train."""
-    parser.add_argument("preset", help="the name of a recipe; an unknown name lists them")
-    parser.flag("--run", required=True, metavar="FOLDER", help="checkpoints, metrics, and in the end the model: final/")
-    parser.flag("--steps", type=flags.whole, help="optimiser steps of the network (default: the preset's)")
-    flags.add_device(parser)
-
-
 def evaluate_flags(parser: Parser) -> None:
     """The flags of evaluate."""
     parser.add_argument("model", help="name of a model in the box, or a folder")
-    flags.add_device(parser)
+    flags.add_placement(parser)
     parser.flag("--samples", type=flags.whole, default=1000, metavar="N", help="samples a row, 8 to 10000")
     parser.flag("--seed", type=flags.whole, help="of captions and noise (default: 0)")
     flags.add_settings(parser)
@@ -237,9 +209,13 @@ VERBS: dict[str, tuple[Verb, Callable[[Parser], None] | None, bool]] = {
     "sample": (sample, sample_flags, True),
     "chain": (chain, chain_flags, True),
     "score": (score, score_flags, True),
-    "train": (train, train_flags, False),
+    "data check": (data.check, data.check_flags, False),
+    "data encode": (data.encode, data.encode_flags, False),
+    "train": (training.train, training.train_flags, False),
+    "preview": (training.preview, training.preview_flags, False),
     "evaluate": (evaluate, evaluate_flags, False),
     "models": (models, models_flags, False),
+    "convert": (convert, convert_flags, False),
     "doctor": (doctor, None, False),
     **recommend.VERBS,
 }
@@ -248,7 +224,10 @@ VERBS: dict[str, tuple[Verb, Callable[[Parser], None] | None, bool]] = {
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a command line; returns the exit code."""
-    argv = sys.argv[1:] if argv is None else argv
+    if argv is None:
+        argv = sys.argv[1:]
+        if argv[:1] == ["train"]:
+            training.with_memory(argv)
     if not argv or argv[0] in ("-h", "--help", "--version"):
         print(
             f"unidiffuser {__version__}" if argv[:1] == ["--version"] else overview(),
