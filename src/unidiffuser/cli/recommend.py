@@ -1,4 +1,4 @@
-"""The verbs of search and recommendation: make-world, train, evaluate, top, convert. No maths.
+"""The verbs of search and recommendation: make-world, train, evaluate, top, suggest, convert. No maths.
 
 unidiffuser recommend make-world --users 3000 --items 1500 --events 8 --seed 0 --out world/
 unidiffuser recommend train --data world/ --model uditsr --run runs/u
@@ -7,7 +7,7 @@ unidiffuser recommend top --run runs/u --user 17 --query "3 14" -k 10 --json
 
 import argparse
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, fields
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -24,14 +24,13 @@ SHOWN = ("hit@5", "ndcg@5", "recall@5", "recall@20", "ndcg@20", "mrr", "auc", "g
 
 def make_world(args: argparse.Namespace, terminal: Terminal) -> int:
     """Make a world of users, items and queries whose probabilities are known exactly."""
+    from unidiffuser.recommend.settings import with_settings
     from unidiffuser.recommend.truth import write_world
     from unidiffuser.recommend.world import WorldConfig
 
     sizes = {"users": args.users, "items": args.items, "events": args.events, "seed": args.seed}
-    known, temper = [f.name for f in fields(WorldConfig)], _settings(args.set)
-    if unknown := sorted(set(temper) - set(known)):
-        raise ValueError(f"a world has no setting {', '.join(unknown)}; it has {', '.join(known)}")
-    config = WorldConfig(**{**temper, **{name: value for name, value in sizes.items() if value is not None}})
+    sizes = {name: value for name, value in sizes.items() if value is not None}
+    config = with_settings(WorldConfig(), {**_settings(args.set), **sizes}, "a world")
     folder = Path(args.out)
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())) and not args.force:
         raise ValueError(f"{folder} is there already; use --force to write into it, or another --out")
@@ -66,7 +65,7 @@ def train(args: argparse.Namespace, terminal: Terminal) -> int:
     for what, count in counts.items():
         terminal.say(f"{what}: {count}")
     final = str(run / "final")
-    terminal.answer({"model": final, "kind": args.model, "counts": dict(counts)}, [final])
+    terminal.answer({"model": final, "kind": plan.recipe.kind, "counts": dict(counts)}, [final])
     return 0
 
 
@@ -78,7 +77,7 @@ def evaluate(args: argparse.Namespace, terminal: Terminal) -> int:
     from unidiffuser.recommend.truth import read_truth
 
     run = Path(args.run)
-    model, data = Recommender.load(run), read_interactions(run / "data")
+    model, data = Recommender.load(run, **_settings(args.set)), read_interactions(run / "data")
     scorers: dict[str, Scorer] = {"model": model.model}
     truth = read_truth(run / "world", data.names)
     if truth is not None:
@@ -98,7 +97,7 @@ def top(args: argparse.Namespace, terminal: Terminal) -> int:
     """Name the best items for a user, or for a user and a query."""
     from unidiffuser.recommend.recommender import Recommender
 
-    model = Recommender.load(args.run)
+    model = Recommender.load(args.run, **_settings(args.set))
     words = (args.query or "").split()
     answer = model.search(args.user, words, args.k, again=args.again)
     if not answer.known_user:
@@ -178,6 +177,7 @@ def evaluate_flags(parser: Parser) -> None:
     """The flags of evaluate."""
     _add_run(parser)
     parser.flag("--part", default="test", help="what to measure on: train, valid or test (default: test)")
+    _add_asked(parser)
 
 
 def top_flags(parser: Parser) -> None:
@@ -187,6 +187,7 @@ def top_flags(parser: Parser) -> None:
     parser.flag("--query", metavar="WORDS", help="what they search for, words separated by blanks")
     parser.flag("-k", type=flags.whole, default=10, metavar="N", help="how many (default: 10)")
     parser.flag("--again", action="store_true", help="name also what the user has had")
+    _add_asked(parser)
 
 
 def suggest_flags(parser: Parser) -> None:
@@ -205,6 +206,10 @@ def convert_flags(parser: Parser) -> None:
 
 def _add_run(parser: Parser) -> None:
     parser.flag("--run", required=True, metavar="FOLDER", help="a run that was trained")
+
+
+def _add_asked(parser: Parser) -> None:
+    _add_set(parser, "how the model is asked, such as samples=16 or guidance=1 of a diffusion")
 
 
 def _add_set(parser: Parser, what: str) -> None:

@@ -139,7 +139,7 @@ def _reciprocal(found: Ranks, first: Tensor) -> Tensor:
     """The mean of 1 / rank of the first relevant candidate."""
     g, m, r = (x[first].double() for x in (found.above, found.tied, found.fellows))
     # r = 1: the mean of 1 / (g + 1) ... 1 / (g + m) is a difference of digammas.
-    value = (torch.digamma(g + m + 1) - torch.digamma(g + 1)) / m
+    value = torch.where(m == 1, 1 / (g + 1), (torch.digamma(g + m + 1) - torch.digamma(g + 1)) / m)
     several = (r > 1).nonzero()[:, 0]
     if len(several):
         g, m, r = g[several], m[several], r[several]

@@ -12,6 +12,7 @@ user has had in training is not recommended again unless it is asked for.
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -46,14 +47,17 @@ class Recommender:
         self.history = History(saved.model.train_events)
 
     @classmethod
-    def load(cls, run: str | Path) -> "Recommender":
+    def load(cls, run: str | Path, **settings: Any) -> "Recommender":
         """The model of a run folder, or of a model folder.
 
+        Args:
+            settings: those that matter only when a model is asked, such as the diffusion's guidance.
+
         Raises:
-            ModelError: it is missing or damaged.
+            ModelError: it is missing or damaged. ValueError: a setting that cannot be changed so.
         """
         run = Path(run)
-        return cls(read_model(run / "final" if (run / "final").is_dir() else run))
+        return cls(read_model(run / "final" if (run / "final").is_dir() else run, settings))
 
     def recommend(self, user: str, k: int = 10, *, again: bool = False) -> Answer:
         """The k best items for a user; with `again`, also those that the user has had."""

@@ -31,6 +31,7 @@ from unidiffuser.checkpoints.native import CHECKSUMS, CONFIG, WEIGHTS, sha256
 from unidiffuser.checkpoints.suspect import AGAIN, check_content, listed, naming, one_line, read_json
 from unidiffuser.recommend.events import Events, Index, Interactions, Names, Sizes
 from unidiffuser.recommend.models import Model, configure, find
+from unidiffuser.recommend.settings import with_settings
 
 FORMAT = 1
 LABELS = ("users", "items", "words")
@@ -61,11 +62,15 @@ def write_model(folder: Path, saved: Saved) -> None:
         (fresh / CHECKSUMS).write_text(json.dumps(sums, indent=1) + "\n", encoding="utf-8")
 
 
-def read_model(folder: Path) -> Saved:
+def read_model(folder: Path, settings: Mapping[str, Any] | None = None) -> Saved:
     """The model in a folder, ready to answer.
+
+    Args:
+        settings: changes to those settings that matter only when it is asked, `Model.asked`.
 
     Raises:
         ModelError: anything that is missing, damaged, foreign or from a newer version.
+        ValueError: a setting that cannot be changed any more, or not so.
     """
     if not (folder / CONFIG).is_file():
         raise ModelError(
@@ -86,6 +91,10 @@ def read_model(folder: Path) -> Saved:
         seen = _events(folder / WEIGHTS, "seen", tensors, names.sizes)
         model = find(config["kind"])(settings, names.sizes, seen)
         model.load_state_dict({k.removeprefix("model."): x for k, x in tensors.items() if k.startswith("model.")})
+    if fixed := sorted(set(settings or {}) - set(model.asked)):
+        free = ", ".join(model.asked) or "nothing"
+        raise ValueError(f"{', '.join(fixed)} of a trained {model.kind} cannot be changed any more; {free} can")
+    model.config = with_settings(model.config, settings or {}, model.kind)
     model.requires_grad_(False).eval().ready()
     return Saved(model=model, names=names, training=config.get("training", {}))
 

@@ -1,12 +1,12 @@
 """From a table to a model that answers, in one run folder.
 
-    RUN/run.json     the table, how it was split, the model and its recipe
+    RUN/preset.json  the table, how it was split, the model and its recipe (`training.folder`)
     RUN/data/        the split and the candidates, written down (`store`)
     RUN/world/       the truth, if the table is that of a world (`truth`)
     RUN/training/    checkpoints and metrics.jsonl (`optimise`)
     RUN/final/       the model (`store`)
 
-Everything random is a function of the seeds in run.json, so the same call on the same folder goes on where it was
+Everything random is a function of the seeds in preset.json, so the same call on the same folder goes on where it was
 stopped and ends in the same bits.
 """
 
@@ -24,10 +24,12 @@ from unidiffuser.recommend.batches import Batches
 from unidiffuser.recommend.events import Interactions
 from unidiffuser.recommend.models import Model, configure, find
 from unidiffuser.recommend.recipes import Recipe, recipe_of
+from unidiffuser.recommend.settings import with_settings
 from unidiffuser.recommend.splits import Protocol, split
 from unidiffuser.recommend.store import EVENTS, Saved, read_interactions, write_interactions, write_model
 from unidiffuser.recommend.tables import format_of, read_table
 from unidiffuser.recommend.truth import keep_truth
+from unidiffuser.training import folder
 
 Progress = Callable[[int, int, Mapping[str, float]], None]
 """Told (step, steps, the last figures)."""
@@ -37,34 +39,27 @@ Progress = Callable[[int, int, Mapping[str, float]], None]
 class Plan:
     """All that a run depends on, except its table."""
 
-    kind: str
-    """Which model, a name of `models.kinds()`."""
     recipe: Recipe
-    """Its settings and its training."""
+    """The model, its settings and its training."""
     seed: int = 0
     """Of the weights, the order and the draws."""
     protocol: Protocol = field(default_factory=Protocol)
     """How the table is split."""
 
     @classmethod
-    def of(cls, kind: str, *, seed: int = 0, protocol: Protocol | None = None, **changes: Any) -> "Plan":
-        """The recipe of a kind with changes: fields of `Recipe`, or of the model's config.
+    def of(cls, name: str, *, seed: int = 0, protocol: Protocol | None = None, **changes: Any) -> "Plan":
+        """The recipe of a name with changes: fields of `Recipe`, or of the model's config.
 
         Raises:
-            ValueError: an unknown kind or setting, or a value that does not fit.
+            ValueError: an unknown name or setting, or a value that does not fit.
         """
-        recipe = recipe_of(kind)
-        own = {f.name for f in dataclasses.fields(Recipe)} - {"settings"}
+        recipe = recipe_of(name)
+        own = {f.name for f in dataclasses.fields(Recipe)} - {"settings", "kind"}
         settings = {**recipe.settings, **{name: x for name, x in changes.items() if name not in own}}
-        configure(kind, settings)
-        recipe = dataclasses.replace(
-            recipe, settings=settings, **{name: x for name, x in changes.items() if name in own}
-        )
-        if not (recipe.epochs >= 0 and recipe.batch >= 1 and recipe.lr > 0):
-            raise ValueError(
-                f"epochs is 0 or more, batch 1 or more and lr above 0, not {recipe.epochs}, {recipe.batch}, {recipe.lr}"
-            )
-        return cls(kind=kind, recipe=recipe, seed=seed, protocol=protocol or Protocol())
+        configure(recipe.kind, settings)
+        trained = {name: x for name, x in changes.items() if name in own}
+        recipe = dataclasses.replace(with_settings(recipe, trained, f"the recipe of {name}"), settings=settings)
+        return cls(recipe=recipe, seed=seed, protocol=protocol or Protocol())
 
 
 def train(table: Path, plan: Plan, run: Path, *, progress: Progress | None = None) -> Saved:
@@ -81,48 +76,32 @@ def train(table: Path, plan: Plan, run: Path, *, progress: Progress | None = Non
         ValueError: a table that cannot be read, or a folder that belongs to a run with another plan.
         SystemExit, KeyboardInterrupt: it was asked to stop; the same call goes on from there.
     """
-    described = {"data": str(table), "format": format_of(table), **_described(plan)}
-    _claim(run, described)
-    if not (run / "data" / EVENTS).is_file():
-        keep_truth(table, run / "world")
-        write_interactions(run / "data", split(read_table(table), plan.protocol))
-    data = read_interactions(run / "data")
-    model = fit_model(data, plan, run / "training", progress=progress)
-    saved = Saved(model=model, names=data.names, training=described)
-    write_model(run / "final", saved)
+    described = {"data": str(table), "format": format_of(table), **json.loads(json.dumps(dataclasses.asdict(plan)))}
+    if run.exists() and not (run / folder.PRESET).is_file() and (not run.is_dir() or any(run.iterdir())):
+        raise ValueError(f"{run} is there already and holds no run of this kind; choose another folder")
+    with folder.locked(run):
+        folder.claim(run, described)
+        if not (run / "data" / EVENTS).is_file():
+            keep_truth(table, run / "world")
+            write_interactions(run / "data", split(read_table(table), plan.protocol))
+        data = read_interactions(run / "data")
+        model = fit_model(data, plan, run / "training", progress=progress)
+        saved = Saved(model=model, names=data.names, training=described)
+        write_model(run / "final", saved)
     return saved
 
 
-def fit_model(data: Interactions, plan: Plan, folder: Path, *, progress: Progress | None = None) -> Model:
+def fit_model(data: Interactions, plan: Plan, where: Path, *, progress: Progress | None = None) -> Model:
     """Train a model on the training part, with its checkpoints in a folder; it goes on from those that are there."""
+    kind = plan.recipe.kind
     torch.manual_seed(plan.seed)
-    model = find(plan.kind)(configure(plan.kind, plan.recipe.settings), data.sizes, data.train)
-    settings = plan.recipe.optimiser(len(data.train), plan.seed)
-    if model.trains and settings.steps:
+    model = find(kind)(configure(kind, plan.recipe.settings), data.sizes, data.train)
+    if model.trains and plan.recipe.epochs:
+        settings = plan.recipe.optimiser(len(data.train), plan.seed)
         batches = Batches(data.train, data.sizes.items, plan.recipe.batch, plan.seed)
         model.train()
         follow = None if progress is None else lambda step, figures: progress(step, settings.steps, figures)
-        average = fit(model, lambda step: model.loss(*batches(step)), settings, folder, follow)
+        average = fit(model, lambda step: model.loss(*batches(step)), settings, where, follow)
         model.load_state_dict(average, strict=False)
     model.requires_grad_(False).eval().ready()
     return model
-
-
-def _described(plan: Plan) -> dict[str, Any]:
-    return dict(json.loads(json.dumps({"model": plan.kind, **dataclasses.asdict(plan)})))
-
-
-def _claim(run: Path, described: Mapping[str, Any]) -> None:
-    """Write the plan into a new run folder; refuse a folder of another one."""
-    file = run / "run.json"
-    if file.exists():
-        before = json.loads(file.read_text(encoding="utf-8"))
-        if differing := sorted(k for k in {*described, *before} if described.get(k) != before.get(k)):
-            names = ", ".join(differing)
-            raise ValueError(
-                f"{run} holds a run with another {names}; choose another folder, or the settings of {file}"
-            )
-    elif run.exists() and any(run.iterdir()):
-        raise ValueError(f"{run} is there already and holds no run of this kind; choose another folder")
-    run.mkdir(parents=True, exist_ok=True)
-    file.write_text(json.dumps(described, indent=1) + "\n", encoding="utf-8")

@@ -7,7 +7,6 @@ The folder is the registry: a model's kind is the name of its file. A model sees
 or files. A user row of -1 is someone never seen and stands for the average user; a query row of zeros asks nothing.
 """
 
-import dataclasses
 import importlib
 import pkgutil
 from abc import ABC, abstractmethod
@@ -19,6 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from unidiffuser.recommend.events import Events, Sizes
+from unidiffuser.recommend.settings import with_settings
 
 Loss = tuple[Tensor, Mapping[str, Tensor]]
 """A scalar to minimise and its named parts, detached."""
@@ -45,6 +45,8 @@ class Model(nn.Module, ABC):
     """The name of the model's file."""
     Config: ClassVar[type]
     """The frozen dataclass that describes the model."""
+    asked: ClassVar[tuple[str, ...]] = ()
+    """Fields of the config that matter only when the model is asked, so that they may change after training."""
     config: Any
 
     def __init__(self, config: Any, sizes: Sizes, train: Events) -> None:
@@ -61,7 +63,7 @@ class Model(nn.Module, ABC):
         self.word_counts = torch.bincount(train.words[train.words > 0], minlength=sizes.words).float()
 
     def loss(self, batch: Batch, epoch: int) -> Loss:
-        """What training minimises on a batch, in the so-manieth pass over the data from 0."""
+        """What training minimises on a batch, in a pass over the data that is counted from 0."""
         raise NotImplementedError(f"{self.kind} has nothing to train")
 
     @property
@@ -126,11 +128,4 @@ def find(kind: str) -> type[Model]:
 
 def configure(kind: str, settings: Mapping[str, Any]) -> Any:
     """The config of a kind with some of its fields set; an unknown or unfit one is a ValueError."""
-    config = find(kind).Config
-    known = [f.name for f in dataclasses.fields(config)]
-    if unknown := sorted(set(settings) - set(known)):
-        raise ValueError(f"{kind} has no setting {', '.join(unknown)}; it has {', '.join(known)}")
-    try:
-        return config(**settings)
-    except TypeError as error:
-        raise ValueError(f"the settings of {kind} do not fit: {error}") from error
+    return with_settings(find(kind).Config(), settings, kind)

@@ -2,9 +2,10 @@
 
 Each event is three latents, one stream each, all of d numbers of about unit variance:
 
-    item    a learnt vector on the sphere, sqrt(d) e_i query   half the sum of its words' vectors, sqrt(d) / 2 sum of
-    e_w user    what the user has had: sqrt(d) times the direction of the sum of their items' vectors, without the event
-    itself
+    item    a learnt vector on the sphere, sqrt(d) e_i
+    query   half the sum of its words' vectors, sqrt(d) / 2 sum of e_w
+    user    what the user has had: sqrt(d) times the direction of the sum of their items' vectors, without the event
+            itself
 
 so a user costs no parameter, and one who comes later is known by their history. The latents are noised with a timestep
 of their own each (`timesteps.draw_timesteps`), and one network says of every noisy latent which item, which words and
@@ -83,8 +84,8 @@ class Fusion(nn.Module):
         d = config.dim
         self.process = PROCESSES[config.process]()
         self.net = MLP(MLPConfig(streams=dict.fromkeys(STREAMS, (d,)), dim=config.width, depth=config.depth))
-        nn.init.zeros_(self.net.head[1].weight)
-        nn.init.zeros_(self.net.head[1].bias)
+        for last in self.net.head[1].parameters():
+            nn.init.zeros_(last)
         self.says = nn.Parameter(torch.full((3, 3), 1 / config.temperature) / math.sqrt(d))
 
     def forward(self, xt: Joint, t: Mapping[str, Tensor]) -> Joint:
@@ -186,21 +187,41 @@ class JointModel(Model):
 
     @torch.no_grad()
     def scores(self, users: Tensor, words: Tensor, items: Tensor | None = None) -> Tensor:
-        h = self.ask(users, words)["item"]
-        table = products(h, self.now["items"], items)
+        return self.log_items(self.ask(users, words)["item"], items)
+
+    def log_items(self, out: Tensor, items: Tensor | None = None) -> Tensor:
+        """log p(i) up to a constant of all items (B, I), or of those named (B, C)."""
+        table = products(out, self.now["items"], items)
         return table + (self.item_bias if items is None else self.item_bias[items])
 
-    def ask(self, users: Tensor, words: Tensor, items: Tensor | None = None) -> Joint:
-        """The network's answer with what is there given (t = 0) and all else ignored (t = 1)."""
+    def mean_of(self, stream: str, out: Tensor) -> Tensor:
+        """E[x0] of a stream, (B, d), from what the network says of it."""
+        scale = math.sqrt(self.config.dim)
+        if stream == "item":
+            return scale * self.log_items(out).softmax(1) @ self.now["items"]
+        if stream == "query":
+            return scale / 2 * self.log_rates(out, self.now["words"]).exp() @ self.now["words"]
+        # The error compared a user with those of a batch, which came as often as they have events.
+        users = self.now["users"][:-1]
+        events = torch.bincount(self.train_events.user, minlength=len(users)).to(out)
+        return (out @ users.T / scale + events.log()).softmax(1) @ users
+
+    def latents(self, users: Tensor, words: Tensor, items: Tensor | None = None) -> Joint:
+        """The latents of what is known, (B, d) each; those of what is not are zero."""
         scale, d = math.sqrt(self.config.dim), self.config.dim
-        x = {
+        return {
             "user": self.now["users"][users],
             "query": scale / 2 * self.now["words"][words].sum(1),
             "item": torch.zeros(len(users), d) if items is None else scale * self.now["items"][items],
         }
+
+    def ask(self, users: Tensor, words: Tensor, items: Tensor | None = None) -> Joint:
+        """The network's answer with what is there given (t = 0) and all else ignored (t = 1)."""
+        x = self.latents(users, words, items)
         nothing = {"user": (x["user"] == 0).all(1), "query": ~(words != NO_WORD).any(1)}
         nothing["item"] = torch.full((len(users),), items is None)
-        return self.network(x, {s: nothing[s].float() for s in STREAMS})  # type: ignore[no-any-return]
+        out: Joint = self.network(x, {s: nothing[s].float() for s in STREAMS})
+        return out
 
     @torch.no_grad()
     def word_scores(self, users: Tensor, items: Tensor | None = None) -> Tensor:

@@ -243,11 +243,10 @@ class UDITSR(Model):
 
     @torch.no_grad()
     def scores(self, users: Tensor, words: Tensor, items: Tensor | None = None) -> Tensor:
-        """Each candidate has a demand of its own, so a recommendation costs one pass of the generator for each; a
-        search
-        with the dot head is a product."""
+        """A candidate has a demand of its own, so each costs a recommendation one pass of the generator; a search with
+        the dot head is a product."""
         search = (words != NO_WORD).any(1)
-        table = torch.empty(len(users), self.sizes.items if items is None else items.shape[1])
+        table = self.now.users.new_empty(len(users), self.sizes.items if items is None else items.shape[1])
         if self.config.head == "dot" and bool(search.any()):
             asks = self.now.users[users[search]] + self.query(self.now, words[search])
             table[search] = products(asks, self.now.items, None if items is None else items[search])

@@ -7,6 +7,7 @@ ever evaluated.
 from collections import Counter
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 from unidiffuser.recommend.tables import kuaisar, mt_small, plain, recbole
 from unidiffuser.recommend.tables.rows import PARTS, Table, collect
@@ -31,6 +32,36 @@ def format_of(path: str | Path) -> str:
         f"{path} holds no table of events; give a .tsv, .csv or .txt file of `user item [query]`, a folder with train "
         "and test of that kind, RecBole's .inter files, MT-Small's CSV files or KuaiSAR's two tables"
     )
+
+
+def is_events(path: str | Path) -> bool:
+    """Whether a folder or file says of itself that it is a table of events: a name or a header that a format asks for.
+
+    A plain table without a header does not; other data may look like it.
+    """
+    path = Path(path)
+    found = [name for name, table_format in FORMATS.items() if path.exists() and table_format.finds(path)]
+    return bool(found) and (found[0] != "plain" or all(plain.has_header(file) for file in plain.finds(path).values()))
+
+
+def report(path: str | Path) -> dict[str, Any]:
+    """What a table holds, as plain values: its format, the sizes, and what was met on the way.
+
+    Raises:
+        ValueError: it cannot be read.
+    """
+    table = read_table(path)
+    found = {"users": len(table.names.users), "items": len(table.names.items), "words": len(table.names.words) - 1}
+    found |= {"events": len(table.events), "searches": int(table.events.is_search.sum())}
+    parts = {name: int((table.part == place).sum()) for place, name in enumerate(PARTS) if name}
+    return {
+        "format": format_of(path),
+        **found,
+        "parts": {name: count for name, count in parts.items() if count},
+        "time": table.time is not None,
+        "candidates": table.candidates is not None,
+        "counts": dict(table.counts),
+    }
 
 
 def read_table(path: str | Path) -> Table:

@@ -40,8 +40,7 @@ def fields(path: Path, separator: str, *, quoted: bool) -> Iterator[tuple[int, l
             if not separator:
                 yield from ((k, line.split()) for k, line in enumerate(file, 1) if line.strip())
                 return
-            quoting = csv.QUOTE_MINIMAL if quoted else csv.QUOTE_NONE
-            reader = csv.reader(file, delimiter=separator, quoting=quoting)
+            reader = csv.reader(file, delimiter=separator, quoting=csv.QUOTE_MINIMAL if quoted else csv.QUOTE_NONE)
             yield from ((reader.line_num, row) for row in reader if row)
     except UnicodeDecodeError as error:
         raise ValueError(f"{path} is not a text file in UTF-8; give a table of separated values") from error

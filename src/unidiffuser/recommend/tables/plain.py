@@ -27,6 +27,8 @@ def finds(path: Path) -> dict[str, Path]:
     """Part -> file of a plain table; empty if this is none."""
     if path.is_file():
         return {"": path} if _suffix(path) in SEPARATORS else {}
+    if not path.is_dir():
+        return {}
     return {part: file for file in sorted(path.iterdir()) if (part := _part(file)) is not None}
 
 
@@ -36,10 +38,20 @@ def rows(path: Path, tally: Tally) -> Iterator[Row]:
         yield from _rows(file, part, tally)
 
 
+def has_header(path: Path) -> bool:
+    """Whether the first line names a user and an item."""
+    names = {name.lower() for name in _header(path)}
+    return bool(names & set(COLUMNS["user"]) and names & set(COLUMNS["item"]))
+
+
+def _header(path: Path) -> list[str]:
+    """The fields of the first line."""
+    first, separator = lines.first_line(path), SEPARATORS[_suffix(path)]
+    return [name.strip() for name in (first.split(separator) if separator else first.split())]
+
+
 def _rows(path: Path, part: str, tally: Tally) -> Iterator[Row]:
-    separator = SEPARATORS[_suffix(path)]
-    first = lines.first_line(path)
-    header = [name.strip() for name in (first.split(separator) if separator else first.split())]
+    separator, header = SEPARATORS[_suffix(path)], _header(path)
     named = {name.lower() for name in header}
     if not (named & set(COLUMNS["user"]) or named & set(COLUMNS["item"])):
         yield from _nameless(path, part, separator)
