@@ -71,8 +71,8 @@ RECIPES: dict[str, Recipe] = {
         ema=0.0,
         settings=asdict(UDITSRConfig.reference()),
     ),
-    "masked": Recipe(kind="masked", epochs=20),
-    "diffusion": Recipe(kind="diffusion", epochs=20),
+    "masked": Recipe(kind="masked", epochs=20, batch=256),
+    "diffusion": Recipe(kind="diffusion", batch=256),
 }
 """Name -> recipe."""
 

@@ -11,7 +11,7 @@ so a user costs no parameter, and one who comes later is known by their history.
 of their own each (`timesteps.draw_timesteps`), and one network says of every noisy latent which item, which words and
 whose history it was: cross-entropy over items, over the batch's users, and a Poisson rate for every word,
 
-    p(i | x_t) ~ exp(h_i(x_t) . e_i + b_i),      rate(w | x_t) = exp(h_q(x_t) . e_w + b_w).
+    p(i | x_t) ~ exp(h_i(x_t) . e_i + b_i),      rate(w | x_t) = exp(h_q(x_t) . e_w + b_w)   (up to `MAX_WORDS`).
 
 Their means are the clean estimates, E[x_i] = sqrt(d) sum of p(i) e_i and E[x_q] = sqrt(d) / 2 sum of rate(w) e_w, so
 the model is a Denoiser and all of the engine applies to it: roles, solvers, guidance. A recommendation has no query:
@@ -30,7 +30,7 @@ from torch.nn import functional as F
 from unidiffuser.joint import Joint, expand
 from unidiffuser.networks.mlp import MLP, MLPConfig
 from unidiffuser.process import PROCESSES
-from unidiffuser.recommend.events import NO_WORD, Events, Sizes
+from unidiffuser.recommend.events import MAX_WORDS, NO_WORD, Events, Sizes
 from unidiffuser.recommend.graph import Link
 from unidiffuser.recommend.models import Batch, Loss, Model
 from unidiffuser.recommend.models.factors import products
@@ -49,13 +49,13 @@ class JointConfig:
     """Width of the network."""
     depth: int = 1
     """Residual layers of the network."""
-    ends: float = 0.1
+    ends: float = 0.4
     """The share of timesteps exactly at 0, and at 1. At 0.5 nothing lies between: masking, and no diffusion."""
     process: str = "cosine"
     """The noising process."""
     draws: int = 2
     """Draws of the timesteps for every event of a batch."""
-    temperature: float = 0.2
+    temperature: float = 1.0
     """What the scale of the logits starts at, as 1 / temperature."""
     query: float = 0.3
     """Weight of the words' error."""
@@ -167,8 +167,10 @@ class JointModel(Model):
         return log_rates.exp().sum(1) - stated.sum(1)
 
     def log_rates(self, out: Tensor, words: Tensor) -> Tensor:
-        """(B, V); "no word" has rate 0."""
+        """(B, V); "no word" has rate 0. Rates beyond the longest query grow linearly only, so that none is infinite."""
         table = out @ words.T + self.word_bias
+        most = math.log(MAX_WORDS)
+        table = table.clamp(max=most) + (table - most).relu().log1p()
         return table.masked_fill(torch.arange(self.sizes.words) == NO_WORD, -torch.inf)
 
     def _user_error(self, out: Tensor, users: Tensor, who: Tensor) -> Tensor:
