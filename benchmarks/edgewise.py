@@ -24,6 +24,8 @@ class Edgewise(nn.Module):
         self.config, self.events, sizes = model.config, model.train_events, model.sizes
         self.user, self.item, self.word = model.user, model.item, model.word
         self.generate = model.generate
+        # b_A, which the factorised form leaves out because it cancels
+        self.key_bias = torch.randn(model.config.dim, generator=torch.Generator().manual_seed(0)).to(self.word)
         self.heads = model.heads if model.config.head == "mlp" else None
         self.user_words, _ = most_frequent(self.events.user, self.events.words, sizes.users, model.config.user_words)
         self.item_words, _ = most_frequent(self.events.item, self.events.words, sizes.items, model.config.item_words)
@@ -42,7 +44,7 @@ class Edgewise(nn.Module):
         its = self.item_words[items] if item_words is None else item_words
         of_u, of_i = self.vectors(theirs), self.vectors(its)  # (P, 3, d), (P, 10, d)
         ask = self.generate.ask(torch.cat([e_u, of_u.flatten(1)], 1))  # (P, d)
-        scores = (ask[:, None] * self.generate.key(of_i)).sum(2)  # (P, 10)
+        scores = (ask[:, None] * (self.generate.key(of_i) + self.key_bias)).sum(2)  # (P, 10)
         if self.config.masked:
             scores = scores.masked_fill(its == 0, -1e300 if scores.dtype == torch.float64 else -1e30)
         q_i = (scores.softmax(1)[..., None] * of_i).sum(1)

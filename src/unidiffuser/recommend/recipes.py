@@ -35,7 +35,6 @@ class Recipe:
     def __post_init__(self) -> None:
         if self.epochs < 0 or self.batch < 1:
             raise ValueError(f"epochs must be 0 or more and batch 1 or more, not {self.epochs} and {self.batch}")
-        self.optimiser(self.batch, 0)
 
     def optimiser(self, events: int, seed: int) -> OptimiserSettings:
         """The settings of the loop for so many training events."""

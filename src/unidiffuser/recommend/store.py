@@ -87,9 +87,9 @@ def read_model(folder: Path, settings: Mapping[str, Any] | None = None) -> Saved
         raise ModelError(f"{folder / CONFIG} has format {config.get('format')!r} and must have {FORMAT}; {AGAIN}")
     names, tensors = _read_names(folder), _load(folder / WEIGHTS)
     with naming(folder / CONFIG):
-        settings = configure(str(config.get("kind")), config["config"])
+        described = configure(str(config.get("kind")), config["config"])
         seen = _events(folder / WEIGHTS, "seen", tensors, names.sizes)
-        model = find(config["kind"])(settings, names.sizes, seen)
+        model = find(config["kind"])(described, names.sizes, seen)
         model.load_state_dict({k.removeprefix("model."): x for k, x in tensors.items() if k.startswith("model.")})
     if fixed := sorted(set(settings or {}) - set(model.asked)):
         free = ", ".join(model.asked) or "nothing"
@@ -126,9 +126,10 @@ def read_interactions(folder: Path) -> Interactions:
 
 @contextmanager
 def whole_folder(folder: Path) -> Iterator[Path]:
-    """A folder to fill, which takes its place when all went well."""
+    """A folder to fill, which takes its place when all went well; what a killed process left half-done is removed."""
+    for left_over in (*folder.parent.glob(f".{folder.name}.new-*"), *folder.parent.glob(f".{folder.name}.old-*")):
+        shutil.rmtree(left_over, ignore_errors=True)
     fresh, old = (folder.with_name(f".{folder.name}.{what}-{os.getpid()}") for what in ("new", "old"))
-    shutil.rmtree(fresh, ignore_errors=True)
     fresh.mkdir(parents=True)
     try:
         yield fresh

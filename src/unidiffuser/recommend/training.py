@@ -46,6 +46,9 @@ class Plan:
     protocol: Protocol = field(default_factory=Protocol)
     """How the table is split."""
 
+    def __post_init__(self) -> None:
+        self.recipe.optimiser(self.recipe.batch, self.seed)  # which refuses what cannot be trained with
+
     @classmethod
     def of(cls, name: str, *, seed: int = 0, protocol: Protocol | None = None, **changes: Any) -> "Plan":
         """The recipe of a name with changes: fields of `Recipe`, or of the model's config.

@@ -6,8 +6,9 @@
 
 (Zhang et al. 2024, arXiv 2407.00912, as their code has it). The published form computes all of it for every pair. But a
 linear layer of joined vectors is a sum of one linear layer a vector: W_K and the first layer of the MLP are taken once
-a user, an item and a word, and b_A cancels in the softmax. What is left for a pair is the softmax over Q_i, a weighted
-sum of rows, and two layers. The result is the same to the last bits of float64 (tests/test_recommend_uditsr.py).
+a user, an item and a word, and b_A cancels in the softmax, so there is none. What is left for a pair is the softmax
+over Q_i, a weighted sum of rows, and two layers. The result is the same to the last bits of float64
+(tests/test_recommend_uditsr.py).
 
 It knows nothing of the graph.
 """
@@ -53,7 +54,7 @@ class DemandGenerator(nn.Module):
         self.register_buffer("user_words", user_words, persistent=False)
         self.register_buffer("item_words", item_words, persistent=False)
         self.ask = nn.Linear((1 + user_words.shape[1]) * dim, dim)
-        self.key = nn.Linear(dim, dim)
+        self.key = nn.Linear(dim, dim, bias=False)
         self.first = nn.Linear(4 * dim, 2 * dim)
         self.rest = nn.Sequential(nn.Tanh(), nn.Linear(2 * dim, 2 * dim), nn.Tanh(), nn.Linear(2 * dim, dim))
 

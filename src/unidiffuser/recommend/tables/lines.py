@@ -7,6 +7,7 @@ found by name. A fault is a `ValueError` that names the file and the line.
 import csv
 import gzip
 import io
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
@@ -93,13 +94,16 @@ def find(
 
 
 def number(path: Path, text: str) -> float | None:
-    """A time from a field; None where it is empty."""
+    """A finite number from a field, such as a time; None where it is empty."""
     if not text:
         return None
     try:
-        return float(text)
-    except ValueError as error:
-        raise ValueError(f"{path}: a time must be a number, such as seconds since 1970, not {text[:40]!r}") from error
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    if not math.isfinite(value):
+        raise ValueError(f"{path}: a time must be a number, such as seconds since 1970, not {text[:40]!r}")
+    return value
 
 
 def listed_words(text: str) -> tuple[str, ...]:
