@@ -5,6 +5,7 @@ from itertools import groupby, permutations, product
 
 import pytest
 import torch
+from scipy.stats import mannwhitneyu
 
 from unidiffuser.recommend import ranking
 from unidiffuser.recommend.evaluation import Follow, cases_of, full_ranking, sampled_ranking
@@ -110,6 +111,7 @@ def test_pooled_auc_counts_pairs_within_groups() -> None:
         bad = [float(s) for s, r, n in zip(scores, relevant, group, strict=True) if n == k and not r]
         wins = sum((a > b) + 0.5 * (a == b) for a in good for b in bad)
         assert float(found[k]) == pytest.approx(wins / (len(good) * len(bad)))
+        assert float(found[k]) == pytest.approx(mannwhitneyu(good, bad).statistic / (len(good) * len(bad)))
         assert int(hits[k]) == len(good)
     auc = torch.tensor([1.0, 0.5, math.nan])
     assert float(ranking.gauc(auc, torch.tensor([1, 3, 5]))) == pytest.approx((1 + 1.5) / 4)

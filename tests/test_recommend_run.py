@@ -100,6 +100,11 @@ def test_many_users_at_once_get_what_each_gets_alone(run: Path) -> None:
         assert alone.scores == pytest.approx(tuple(scores[row].tolist()), abs=1e-5)
 
 
+def test_fitting_from_python_is_the_command(world: Path, run: Path) -> None:
+    again = Recommender.fit(world, world.parent / "again", "lightgcn-query", dim=8, epochs=5)
+    assert again.search("3", ["1"], 7) == Recommender.load(run).search("3", ["1"], 7)
+
+
 def weights(run: Path) -> bytes:
     return (run / "final" / "model.safetensors").read_bytes()
 
@@ -234,3 +239,15 @@ def test_one_user_with_one_event_and_one_item_trains_and_answers(tmp_path: Path)
         assert model.recommend("only", 3, again=True).labels == ("one",)
         assert model.suggest("only").labels == ()
     assert main(["recommend", "evaluate", "--run", str(tmp_path / "mf")]) == 2
+
+
+def test_users_who_had_everything_leave_nothing_to_compare_with_and_that_is_said(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "a.txt").write_text("".join(f"u{u} i{i} red\n" for u in range(4) for i in range(3)))
+    train(tmp_path / "a.txt", Plan.of("lightgcn-query", epochs=2, dim=4), tmp_path / "run")
+    code, report, _ = answer(capsys, "recommend", "evaluate", "--run", str(tmp_path / "run"), "--json")
+    assert code == 0 and "oracle" not in report
+    assert report["model"]["search"]["sampled"] == {"lists": 0, "lists without negatives": 4}
+    assert report["model"]["search"]["full"]["mrr"]["mean"] == 1.0 and "gauc" not in report["model"]["search"]["full"]
+    assert report["counts"]["test events with fewer than 99 negatives left"] == 4

@@ -114,7 +114,7 @@ def full_ranking(scorer: Scorer, events: Events, seen: Events, items: int, follo
     values = {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
     answers = torch.bincount(cases.row, minlength=len(cases.user))
     gauc = ranking.gauc(values.pop("auc"), answers)
-    return dict(ranking.summary(values)) | {"gauc": {"mean": float(gauc)}}
+    return dict(ranking.summary(values)) | _found("gauc", gauc)
 
 
 def sampled_ranking(scorer: Scorer, events: Events, candidates: Tensor, follow: Follow) -> dict[str, Any]:
@@ -122,6 +122,9 @@ def sampled_ranking(scorer: Scorer, events: Events, candidates: Tensor, follow: 
     there = candidates != UNKNOWN
     # A list of one has no rank to measure.
     usable = there[:, 1:].any(1).nonzero()[:, 0]
+    report: dict[str, Any] = {"lists": len(usable), "lists without negatives": len(events) - len(usable)}
+    if not len(usable):
+        return report
     scores = torch.empty(len(usable), candidates.shape[1])
     for chunk in torch.arange(len(usable)).split(max(1, CELLS // candidates.shape[1] // 10)):
         rows = usable[chunk]
@@ -138,8 +141,12 @@ def sampled_ranking(scorer: Scorer, events: Events, candidates: Tensor, follow: 
     flat = scores[there], relevant[there]
     pooled, _ = ranking.pooled_auc(*flat)
     grouped = ranking.gauc(*ranking.pooled_auc(*flat, group[:, None].expand_as(there)[there]))
-    report = dict(ranking.summary(values)) | {"auc": {"mean": float(pooled)}, "gauc": {"mean": float(grouped)}}
-    return {"lists": len(usable), "lists without negatives": len(events) - len(usable), **report}
+    return report | dict(ranking.summary(values)) | _found("auc", pooled) | _found("gauc", grouped)
+
+
+def _found(name: str, value: Tensor) -> dict[str, dict[str, float]]:
+    """A figure that is a number; one that no list could give is left out."""
+    return {name: {"mean": float(value)}} if bool(value.isfinite()) else {}
 
 
 def word_ranking(scorer: Scorer, events: Events, follow: Follow) -> dict[str, Any]:

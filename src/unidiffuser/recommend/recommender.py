@@ -1,6 +1,6 @@
 """Raw ids in, raw ids out: a trained model that recommends, searches and suggests.
 
-    recommender = Recommender.load("runs/u")
+    recommender = Recommender.fit("events.tsv", "runs/u")      # or Recommender.load("runs/u")
     recommender.recommend("17", 10)               # p(item | user)
     recommender.search("17", ["3", "14"], 10)     # p(item | user, query)
     recommender.suggest("17")                     # p(query | user), word by word
@@ -19,6 +19,7 @@ from torch import Tensor
 
 from unidiffuser.recommend.events import UNKNOWN, History, padded
 from unidiffuser.recommend.store import Saved, read_model
+from unidiffuser.recommend.training import Plan, Progress, train
 
 MAX_K = 10_000
 
@@ -45,6 +46,32 @@ class Recommender:
     def __init__(self, saved: Saved) -> None:
         self.model, self.names, self.training = saved.model, saved.names, saved.training
         self.history = History(saved.model.train_events)
+
+    @classmethod
+    def fit(
+        cls,
+        table: str | Path,
+        run: str | Path,
+        model: str = "uditsr",
+        *,
+        seed: int = 0,
+        progress: Progress | None = None,
+        **changes: Any,
+    ) -> "Recommender":
+        """Train a model on a table of events, going on where an earlier call with the same run folder stopped.
+
+        Args:
+            table: a file or folder in any format of `tables`.
+            run: the folder of its checkpoints, its split and in the end the model.
+            model: a row of `recipes.RECIPES`.
+            seed: of the weights and the order.
+            progress: called with (step, steps, figures).
+            changes: fields of the recipe or of the model's config, such as epochs=10 or dim=32.
+
+        Raises:
+            ValueError: an unknown model or setting, a table that cannot be read, the folder of another run.
+        """
+        return cls(train(Path(table), Plan.of(model, seed=seed, **changes), Path(run), progress=progress))
 
     @classmethod
     def load(cls, run: str | Path, **settings: Any) -> "Recommender":

@@ -29,7 +29,7 @@ from torch import Tensor
 from unidiffuser.checkpoints import ModelError
 from unidiffuser.checkpoints.native import CHECKSUMS, CONFIG, WEIGHTS, sha256
 from unidiffuser.checkpoints.suspect import AGAIN, check_content, listed, naming, one_line, read_json
-from unidiffuser.recommend.events import Events, Index, Interactions, Names, Sizes
+from unidiffuser.recommend.events import UNKNOWN, Events, Index, Interactions, Names, Sizes
 from unidiffuser.recommend.models import Model, configure, find
 from unidiffuser.recommend.settings import with_settings
 
@@ -121,6 +121,10 @@ def read_interactions(folder: Path) -> Interactions:
     names, tensors = _read_names(folder), _load(folder / EVENTS)
     parts = {name: _events(folder / EVENTS, name, tensors, names.sizes) for name in ("train", "valid", "test")}
     candidates = {name: tensors[f"{name}.candidates"] for name in parts if f"{name}.candidates" in tensors}
+    for name, x in candidates.items():
+        fits = x.dtype == torch.int64 and x.ndim == 2 and len(x) == len(parts[name])
+        if not fits or (x.numel() and not (int(x.min()) >= UNKNOWN and int(x.max()) < names.sizes.items)):
+            raise ModelError(f"{folder / EVENTS}: the candidates of {name!r} do not fit the id maps beside it; {AGAIN}")
     return Interactions(names=names, candidates=candidates, counts=read_json(folder / COUNTS), **parts)
 
 
