@@ -101,6 +101,7 @@ def sample(
     solver: str = "dpmpp_2m",
     steps: int = 25,
     grid: str = "uniform",
+    begin: float = 1.0,
     end: float = 0.0,
     path: Mapping[str, Sequence[float]] | None = None,
     start: Joint | None = None,
@@ -125,9 +126,10 @@ def sample(
         solver: a name in `solvers.SOLVERS`.
         steps: number of steps, 1 to 1000.
         grid: a name in `GRIDS`.
+        begin: the timestep of the start, which is noise alone; below 1 it is sigma(begin) eps, what a student expects.
         end: the timestep at which sampling stops; at 0 the result is the last clean estimate.
-        path: sampled modality -> its own steps + 1 timesteps from 1 down to `end`; the grid where absent. Image first
-            and then text is {"image": [1, ..., 0, 0, ..., 0], "text": [1, 1, ..., 1, ..., 0]}.
+        path: sampled modality -> its own steps + 1 timesteps from `begin` down to `end`; the grid where absent. Image
+            first and then text is {"image": [1, ..., 0, 0, ..., 0], "text": [1, 1, ..., 1, ..., 0]}.
         start: noise (B, ...) to start all sampled streams from, instead of the seeds' own.
         fresh_noise: draw the noise of ignored modalities anew at each evaluation, as the released sampler does.
         resample: extra rounds a step where something is known in part, 0 to 100; each costs as much as the step.
@@ -149,9 +151,9 @@ def sample(
     _check_known(known, setting)
     _check_count("resample", resample, 0, MAX_RESAMPLE)
     step = _solver(solver).step
-    timesteps = _timesteps(roles, time_grid(process, steps, grid, 1.0, end), path)
+    timesteps = _timesteps(roles, time_grid(process, steps, grid, begin, end), path)
     flow = setting.flow(timesteps)
-    x = flow.noise("start") if start is None else setting.place("start", start)
+    x = _beginning(flow, begin) if start is None else setting.place("start", start)
     parts = {s: (x0.to(device, dtype), mask.to(device)) for s, (x0, mask) in known.items()}
 
     def amend(x: Joint, node: int, turn: int) -> Joint:
@@ -296,6 +298,12 @@ class _Setting:
         return Flow(evaluate, levels, lambda purpose: self.noise(self.wanted, purpose), steps)
 
 
+def _beginning(flow: Flow, begin: float) -> Joint:
+    """Noise as strong as at the first node; at t = 1 it has unit variance, even where the process ends just short."""
+    noise = flow.noise("start")
+    return noise if begin == 1 else {s: flow.levels[modality_of(s)].sigma[0] * eps for s, eps in noise.items()}
+
+
 def _check_count(what: str, value: int, low: int, high: int) -> None:
     if isinstance(value, bool) or not isinstance(value, int) or not low <= value <= high:
         raise ValueError(f"{what} must be a whole number from {low} to {high}, not {value!r}")
@@ -315,9 +323,8 @@ def _timesteps(roles: Roles, nodes: Tensor, path: Mapping[str, Sequence[float]] 
             raise ValueError(f"a path is for what is sampled ({', '.join(roles.sampled)}), not for {m!r}")
         t = torch.as_tensor(values, dtype=torch.float64)
         if t.shape != nodes.shape or t[0] != nodes[0] or t[-1] != nodes[-1] or not bool((t.diff() <= 0).all()):
-            raise ValueError(
-                f"the path of {m!r} must be {len(nodes)} timesteps that fall or rest, from 1 to {nodes[-1]:g}"
-            )
+            ends = f"from {nodes[0]:g} to {nodes[-1]:g}"
+            raise ValueError(f"the path of {m!r} must be {len(nodes)} timesteps that fall or rest, {ends}")
         timesteps[m] = t
     return timesteps
 

@@ -15,6 +15,7 @@ from typing import Any
 
 from unidiffuser import __version__
 from unidiffuser.cli import data, flags, recommend
+from unidiffuser.cli import distill as one_step
 from unidiffuser.cli import train as training
 from unidiffuser.cli.convert import convert, convert_flags
 from unidiffuser.cli.flags import Parser
@@ -213,6 +214,8 @@ VERBS: dict[str, tuple[Verb, Callable[[Parser], None] | None, bool]] = {
     "data encode": (data.encode, data.encode_flags, False),
     "train": (training.train, training.train_flags, False),
     "preview": (training.preview, training.preview_flags, False),
+    "distill": (one_step.distill, one_step.distill_flags, False),
+    "compare": (one_step.compare, one_step.compare_flags, False),
     "evaluate": (evaluate, evaluate_flags, False),
     "models": (models, models_flags, False),
     "convert": (convert, convert_flags, False),
