@@ -121,7 +121,9 @@ def stopped_and_gone_on(table: Path, plan: Plan, run: Path) -> None:
     with pytest.raises(SystemExit):
         train(table, plan, run, progress=stop)
     assert not (run / "final").exists()
+    (run / ".final.new-1").mkdir()  # as a killed process leaves it
     train(table, plan, run)
+    assert not list(run.glob(".*"))
 
 
 @pytest.mark.parametrize("name", [*sorted(set(QUICK) - {"popularity"}), "uditsr-mlp", "uditsr-published"])
