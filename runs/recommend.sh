@@ -17,7 +17,7 @@ run() {  # NAME DATA and flags of train
     "$unidiffuser" recommend evaluate --run "$runs/$1" --json > "$runs/$1.json"
 }
 
-run lastfm-mf "$lastfm" --model mf
+run lastfm-mf "$lastfm" --model mf --set l2=0.01
 run lastfm-lightgcn "$lastfm" --model lightgcn
 run gowalla-lightgcn-paper "$gowalla" --model lightgcn --epochs 1000 --set batch=2048 --set lr=0.001
 run gowalla-lightgcn-softmax "$gowalla" --model lightgcn --epochs 100 --set batch=8192 --set lr=0.005 \

@@ -187,6 +187,17 @@ def test_a_users_list_is_the_same_in_any_batch_when_sampled() -> None:
         torch.testing.assert_close(model.scores(users[row : row + 1], words[row : row + 1])[0], together[row])
 
 
+@pytest.mark.parametrize(
+    ("user", "word", "levels"),
+    [(0, 2, (0.0, 0.0, 0.5)), (0, 0, (0.0, 0.5, 0.5)), (-1, 2, (1.0, 0.0, 0.5)), (-1, 0, (1.0, 0.5, 0.5))],
+)
+def test_the_last_question_has_the_timestep_of_every_role(user: int, word: int, levels: tuple[float, ...]) -> None:
+    model, asked = exact_model(2), list[dict[str, Tensor]]()
+    model.network.register_forward_pre_hook(lambda _, inputs: asked.append(inputs[1]))
+    model.scores(torch.tensor([user]), torch.tensor([[word]]))
+    assert tuple(float(asked[-1][s][0]) for s in STREAMS) == levels
+
+
 def test_guidance_multiplies_by_what_the_givens_say() -> None:
     plain, guided = exact_model(0), exact_model(0, guidance=2.0)
     users, words = torch.tensor([1]), torch.tensor([[0]])

@@ -111,9 +111,10 @@ class Diffusion(JointModel):
         draws, n = self.config.samples, len(users)
         known = {s: x for s, x in self.latents(users, words).items() if s in given}
         found = self.draw({s: x.repeat_interleave(draws, 0) for s, x in known.items()}, wanted, list(range(draws)) * n)
-        absent = torch.zeros(len(found["item"]), self.config.dim)
-        t = {s: torch.full((len(absent),), 0.0 if s in given else self.config.end) for s in STREAMS}
-        out = self.network({s: found.get(s, absent) for s in STREAMS}, t)
+        ignored = torch.zeros(len(found["item"]), self.config.dim)
+        levels = dict.fromkeys(STREAMS, 1.0) | dict.fromkeys(given, 0.0) | dict.fromkeys(wanted, self.config.end)
+        t = {s: torch.full((len(ignored),), level) for s, level in levels.items()}
+        out = self.network({s: found.get(s, ignored) for s in STREAMS}, t)
         log_p = self.log_items(out["item"]).log_softmax(1).unflatten(0, (n, draws))
         return log_p.logsumexp(1) - math.log(draws)
 
