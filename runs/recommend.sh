@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # MF and LightGCN on two logs without queries, and the table of all models on worlds whose truth is known. Every line
-# goes on when it is given again.
+# goes on when it is given again. The environment is that of `make test`.
 #
 #   runs/recommend.sh LASTFM GOWALLA [RUNS]      folders with train.tsv and test.tsv of `user item`; RUNS: work/recommend
 #
