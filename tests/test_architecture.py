@@ -18,7 +18,7 @@ LAYERS = """
     __main__
     __init__ cli
     presets
-    train distill evaluate
+    train distill evaluate text_to_3d
     stages
     optimise
     training
@@ -40,7 +40,7 @@ LAYERS = """
     critic
     losses instruct
     lora
-    mixture reuse
+    mixture reuse radiance
     denoiser
     networks
     divergences

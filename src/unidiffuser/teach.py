@@ -147,11 +147,12 @@ class Teaching:
         return rows.only_sampled(self._answer(student, xt, t))
 
     def student_loss(
-        self, critic: Critic, rows: Rows, x0: Joint, data: Joint | None, g: torch.Generator
+        self, critic: Critic | None, rows: Rows, x0: Joint, data: Joint | None, g: torch.Generator
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """What a student minimises, and figures: the gap to the teacher, ratios out of bounds, the spread.
 
         Args:
+            critic: None for a method whose critic is not learned.
             x0: the student's samples, differentiable, as `draw` has them.
         """
         xt, t, level = self._look(rows, x0, data, g)
@@ -234,7 +235,7 @@ class Teaching:
         return self._noised(rows.clean(x0, data), noise(rows, g, _device(x0)), t), t, level
 
     def _opinions(
-        self, critic: Critic, rows: Rows, x0: Joint, xt: Joint, t: Timesteps, g: torch.Generator
+        self, critic: Critic | None, rows: Rows, x0: Joint, xt: Joint, t: Timesteps, g: torch.Generator
     ) -> tuple[Joint, Joint, Tensor]:
         """T(x_t), F(x_t) and the logit; functions of x_t only where the method differentiates them."""
         expanded = self.method.estimator == "expanded"
@@ -244,6 +245,7 @@ class Teaching:
         teacher = cat_joints(parts)
         if not self.method.learned:
             return teacher, x0, torch.zeros(rows.batch, device=_device(xt))
+        assert critic is not None
         with torch.set_grad_enabled(expanded or self.method.adversarial > 0):
             fake, logit = FrozenCritic(critic, self.process, self.prediction)(xt, t)
         return teacher, fake, logit
