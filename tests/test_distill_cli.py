@@ -120,3 +120,24 @@ def test_a_teacher_that_does_not_say_what_it_learnt_needs_data(place: Path, caps
     command = "distill other --run x --method sim --steps 1 --warmup 0 --batch 4 --preview-every 0"
     assert main(shlex.split(command)) == 0
     assert UniDiffuser.from_pretrained("x/final").training["pairs"] == "None"
+
+
+def test_the_card_of_a_student_sets_it_beside_its_teacher(place: Path) -> None:
+    """What `runs/ship.py` writes."""
+    import importlib.util
+
+    from unidiffuser.evaluate import evaluate_scenes
+
+    spec = importlib.util.spec_from_file_location("ship", Path(__file__).parents[1] / "runs/ship.py")
+    assert spec is not None and spec.loader is not None
+    ship = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(ship)
+    model = UniDiffuser.from_pretrained("scenes-1step")
+    report = evaluate_scenes(model, 8)
+    card = ship.card(model, report, 8)
+    assert "one-step student of scenes" in card and "divergence\nforward-kl, expanded form" in card
+    Path("scenes.json").write_text(json.dumps(report))
+    lines = ship.beside_teacher(report, Path("scenes.json")).strip().splitlines()
+    assert len(lines) == 2 + len(report["rows"])
+    assert all(line.split("|")[2] == line.split("|")[3] for line in lines[2:])  # it is its own teacher here
+    assert ship.beside_teacher(report, Path("nothing.json")) == ""

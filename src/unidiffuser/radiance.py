@@ -29,6 +29,8 @@ class FieldConfig:
     """Density in the middle at the start; it falls to nothing at `radius`."""
     radius: float = 0.6
     """How large the ball is from which the object grows."""
+    ground: float = 2.0
+    """The logit of the colour behind it at the start: light, so that the object stands out as in a picture."""
     roughness: float = 0.3
     """Standard deviation of the noise on everything at the start: objects of different seeds begin differently."""
 
@@ -50,7 +52,7 @@ class RadianceField(nn.Module):
             ball[None, None] + config.roughness * torch.randn(1, 1, n, n, n, generator=generator)
         )
         self.colour = nn.Parameter(config.roughness * torch.randn(1, 3, n, n, n, generator=generator))
-        self.ground = nn.Parameter(config.roughness * torch.randn(3, generator=generator))
+        self.ground = nn.Parameter(config.ground + config.roughness * torch.randn(3, generator=generator))
 
     def forward(self, points: Tensor) -> tuple[Tensor, Tensor]:
         """Density (...,) and colour (..., 3) in [0, 1] at points (..., 3); nothing is outside the cube."""
