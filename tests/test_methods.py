@@ -12,6 +12,7 @@ from torch.nn.functional import softplus
 
 from unidiffuser.critic import Critic
 from unidiffuser.denoiser import NetworkDenoiser
+from unidiffuser.guidance import Guidance
 from unidiffuser.instruct import METHODS, Method
 from unidiffuser.joint import Joint
 from unidiffuser.mixture import GaussianMixture
@@ -252,6 +253,23 @@ def test_the_regression_of_dmd_is_the_distance_from_the_teachers_own_flow() -> N
         answer = student({**other, name: start}, t)[name]
         total, count = total + (answer - x).square().sum(), count + x.numel()
     torch.testing.assert_close(found, total / count, rtol=1e-5, atol=1e-7)  # type: ignore[operator]
+
+
+def test_guidance_is_within_what_is_taught() -> None:
+    """The teacher of p(a | b) is D + s (D - D_a), D_a knowing nothing of b; SDS shows it as omega (x0 - T)."""
+    seen, low = Seen(), samples()
+    rows = Rows([assign_roles(SHAPES, ["a"], ["b"])], BATCH, SHAPES)
+    guidance = Guidance(scale=2.0)
+    teaching = Teaching(method=METHODS["sds"], teacher=seen, process=PROCESS, prediction="x0", guidance=guidance)
+    x0 = {s: x.clone().requires_grad_() for s, x in low.items()}
+    loss, _ = teaching.student_loss(None, rows, x0, samples(8), torch.Generator().manual_seed(1))
+    (found,) = torch.autograd.grad(loss, [x0["a"]])
+    xt, t = ({name: x[:BATCH] for name, x in both.items()} for both in (seen.xt, seen.t))
+    full = seen.mixture(xt, t)["a"]
+    alone = seen.mixture.marginal(["a"])({"a": xt["a"]}, {"a": t["a"]})["a"]
+    omega = (PROCESS.sigma(t["a"]) * PROCESS.alpha(t["a"]).square())[:, None]
+    expected = omega * (low["a"] - (full + 2.0 * (full - alone))) / SHAPES["a"][0] / BATCH
+    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-8)
 
 
 def test_a_step_touches_only_what_it_teaches() -> None:
