@@ -19,7 +19,7 @@ LAYERS = """
     __init__ cli
     recommend
     presets
-    train distill evaluate
+    train distill evaluate text_to_3d
     evaluation
     stages
     optimise
@@ -42,7 +42,7 @@ LAYERS = """
     critic
     losses instruct
     lora
-    mixture reuse
+    mixture reuse radiance
     denoiser
     networks
     divergences

@@ -20,6 +20,7 @@ from unidiffuser.cli import train as training
 from unidiffuser.cli.convert import convert, convert_flags
 from unidiffuser.cli.evaluate import evaluate, evaluate_flags
 from unidiffuser.cli.flags import Parser
+from unidiffuser.cli.sculpt import text_to_3d, text_to_3d_flags
 from unidiffuser.cli.terminal import Terminal, Verb, guarded
 
 
@@ -186,6 +187,7 @@ VERBS: dict[str, tuple[Verb, Callable[[Parser], None] | None, bool]] = {
     "preview": (training.preview, training.preview_flags, False),
     "distill": (one_step.distill, one_step.distill_flags, False),
     "compare": (one_step.compare, one_step.compare_flags, False),
+    "text-to-3d": (text_to_3d, text_to_3d_flags, True),
     "evaluate": (evaluate, evaluate_flags, False),
     "models": (models, models_flags, False),
     "convert": (convert, convert_flags, False),
