@@ -6,12 +6,14 @@
     model.sample("image", "text", n=16)                                # p(image, text)
 
 What is sampled is named, what is given is passed, everything else is ignored. A modality is given in part by both: its
-name, and a value with a hole (`masks={"image": mask}`, or "___" in a sentence).
+name, and a value with a hole (`masks={"image": mask}`, or "___" in a sentence). And it is varied by both and a
+looseness: the sample starts from the value noised to that timestep.
 
 Sample k of a call with seed s has the seed s + k and is the same in any batch. This file knows no solver, no timestep
 and no file format: it turns raw values into streams, hands them to `sampling`, and turns the result back.
 """
 
+import copy
 import secrets
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -37,7 +39,9 @@ from unidiffuser.timesteps import Roles, assign_roles
 
 MAX_SAMPLES = 10_000
 MAX_STEPS = 1000
-RESERVED = {"n", "seed", "steps", "solver", "grid", "guidance", "looseness", "masks", "batch", "on_step"}
+RESERVED = {
+    "n", "seed", "steps", "solver", "grid", "guidance", "looseness", "masks", "path", "batch", "on_step", "watch"
+}  # fmt: skip
 
 Progress = Callable[[int, int], None]
 """Called with (steps done, steps in all); it may raise to cancel."""
@@ -59,6 +63,22 @@ class Sample:
         if name not in self.values:
             raise KeyError(f"this sample holds {', '.join(self.values)}, not {name!r}")
         return self.values[name]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Glimpse:
+    """What samples look like after a step, before they are done."""
+
+    rows: range
+    """Which samples of the call these are."""
+    step: int
+    """Steps taken."""
+    steps: int
+    """Steps in all."""
+    timesteps: Mapping[str, float]
+    """Modality -> the timestep it has reached."""
+    values: Callable[[], dict[str, list[Any]]]
+    """Decodes the clean estimates: sampled modality -> one raw value a row. It costs as much as decoding samples."""
 
 
 @dataclass(frozen=True)
@@ -112,6 +132,7 @@ class UniDiffuser:
         self.name, self.prediction, self.digest = name, prediction, digest
         self.codecs = Codecs(modalities)
         self.network = network.requires_grad_(False).eval()
+        self._denoiser: Denoiser | None = None
         self.process_name, self.process = process, PROCESSES[process]()
         self.settings = settings or Settings()
         self.training, self.card = dict(training or {}), card
@@ -183,8 +204,14 @@ class UniDiffuser:
 
     @property
     def denoiser(self) -> Denoiser:
-        """The network as a Denoiser."""
-        return NetworkDenoiser(self.network, self.process, self.prediction)
+        """What is asked for clean estimates: the network, unless `through` put another in its place."""
+        return self._denoiser or NetworkDenoiser(self.network, self.process, self.prediction)
+
+    def through(self, denoiser: Denoiser) -> Self:
+        """The same model, weights and all, asked through another Denoiser: one that is shared, counted or watched."""
+        other = copy.copy(self)
+        other._denoiser = denoiser
+        return other
 
     def sample(
         self,
@@ -196,8 +223,10 @@ class UniDiffuser:
         guidance: Scale | None = None,
         looseness: Mapping[str, float] | None = None,
         masks: Mapping[str, Any] | None = None,
+        path: Mapping[str, Sequence[float]] | None = None,
         batch: int = 16,
         on_step: Progress | None = None,
+        watch: Callable[[Glimpse], None] | None = None,
         **given: Any,
     ) -> list[Sample]:
         """Draw samples of the named modalities given the values of others; all else is ignored.
@@ -208,10 +237,13 @@ class UniDiffuser:
             seed: of the first sample; sample k has seed + k. Or a list of n seeds. Random if absent.
             steps: solver steps, 1 to 1000. solver: a row of `solvers.SOLVERS`. Absent: as the model's settings say.
             guidance: a scale (0 = off), a scale per modality, or a whole `Guidance`.
-            looseness: given modality -> the timestep it is held at; 0 (absent) exactly, 1 not at all.
+            looseness: given modality -> the timestep it is held at; 0 (absent) exactly, 1 not at all. Of one that is
+                both sampled and given: the timestep its sample starts from, above 0; the lower, the nearer it stays.
             masks: modality that is both sampled and given -> where it is to be made (see its codec's `mask`).
+            path: sampled modality -> its own steps + 1 timesteps; see `sampling.sample`.
             batch: samples drawn at a time; no effect on them.
             on_step: progress.
+            watch: called with a `Glimpse` after every step; it may raise to cancel.
             given: modality -> one raw value for all samples, or a list of n.
 
         Returns:
@@ -223,14 +255,24 @@ class UniDiffuser:
         n = _whole("n", n, 1, MAX_SAMPLES)
         batch = _whole("batch", batch, 1, MAX_SAMPLES)
         seeds = seeds_from(seed, n)
+        looseness = dict(looseness or {})
+        begin = {name: float(looseness.pop(name)) for name in names if name in given and name in looseness}
+        if both := [name for name in begin if name in (masks or {})]:
+            raise ValueError(f"{both[0]!r} has a mask and a looseness; give one of the two")
+        near = self.codecs.whole(n, {name: given.pop(name) for name in begin})
         values, known = self.codecs.given(names, n, given, masks or {})
         roles = assign_roles(self.modalities, names, values, looseness)
-        plan = _Plan(roles=roles, settings=self.choose(steps, solver, guidance), given=values, known=known)
+        settings = self.choose(steps, solver, guidance)
+        plan = _Plan(
+            roles=roles, settings=settings, given=values, known=known, near=near, begin=begin, path=dict(path or {})
+        )
         samples: list[Sample] = []
         for start in range(0, n, batch):
             rows = slice(start, min(start + batch, n))
             done, total = start // batch, -(-n // batch)
-            joint = self._draw(plan, seeds[rows], rows, _counting(on_step, plan.settings.steps, done, total))
+            counted = _counting(on_step, settings.steps, done, total)
+            follow = _following(counted, watch and self._watched(watch, range(rows.start, rows.stop)))
+            joint = self._draw(plan, seeds[rows], rows, follow)
             samples += self._samples(plan, joint, seeds[rows], rows)
         return samples
 
@@ -381,6 +423,7 @@ class UniDiffuser:
     def _draw(self, plan: "_Plan", seeds: list[int], rows: slice, on_step: OnStep | None) -> Joint:
         """The streams of one batch."""
         given = self.codecs.encode({name: raws[rows] for name, raws in plan.given.items()})
+        origin = self.codecs.encode({name: raws[rows] for name, raws in plan.near.items()})
         known = {stream: (x[rows], mask[rows]) for stream, (x, mask) in plan.known.items()}
         settings = plan.settings
         against_empty = settings.guidance.against == "empty"
@@ -400,9 +443,28 @@ class UniDiffuser:
                 steps=settings.steps,
                 grid=settings.grid,
                 end=settings.end,
+                path=plan.path,
+                origin=origin,
+                begin=plan.begin,
                 device=self.device,
                 on_step=on_step,
             )
+
+    def _watched(self, watch: Callable[[Glimpse], None], rows: range) -> OnStep:
+        """Show each step of one batch."""
+
+        def show(step: sampling.Step) -> None:
+            watch(
+                Glimpse(
+                    rows=rows,
+                    step=step.index + 1,
+                    steps=step.steps,
+                    timesteps=step.timesteps,
+                    values=lambda: self.decode(step.x0),
+                )
+            )
+
+        return show
 
     def _samples(self, plan: "_Plan", joint: Joint, seeds: list[int], rows: slice) -> list[Sample]:
         """Raw values of one batch: what was given as it was given, what was sampled decoded."""
@@ -432,6 +494,9 @@ class _Plan:
     settings: Settings
     given: Mapping[str, list[Any]]
     known: Known
+    near: Mapping[str, list[Any]]
+    begin: Mapping[str, float]
+    path: Mapping[str, Sequence[float]]
 
 
 def seeds_from(seed: int | Sequence[int] | None, n: int) -> list[int]:
@@ -466,3 +531,14 @@ def _counting(on_step: Progress | None, steps: int, done: int, total: int) -> On
     if on_step is None:
         return None
     return lambda step: on_step(steps * done + step.index + 1, steps * total)
+
+
+def _following(*followers: OnStep | None) -> OnStep | None:
+    """All of them, one after another."""
+    present = [follower for follower in followers if follower]
+
+    def follow(step: sampling.Step) -> None:
+        for follower in present:
+            follower(step)
+
+    return follow if present else None

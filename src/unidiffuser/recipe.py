@@ -71,7 +71,9 @@ class Recipe:
     guidance: Mapping[str, Any] = field(default_factory=dict)
     """The fields of `guidance.Guidance`."""
     looseness: Mapping[str, float] = field(default_factory=dict)
-    """Given modality -> the timestep it was held at."""
+    """Given modality -> the timestep it was held at, or from which its sample started."""
+    path: Mapping[str, list[float]] = field(default_factory=dict)
+    """Sampled modality -> its own timesteps."""
     pixels: str = ""
     """The `fingerprint` of the picture that carries this recipe."""
 
@@ -232,6 +234,13 @@ def _are_numbers(value: Any) -> bool:
     )
 
 
+def _are_paths(value: Any) -> bool:
+    paths = value.values() if isinstance(value, dict) and len(value) <= 100 else [None]
+    return all(isinstance(path, list) and len(path) <= 1001 and all(map(_is_number, path)) for path in paths) and all(
+        map(_is_word, value)
+    )
+
+
 def _is_guidance(value: Any) -> bool:
     match value:
         case {"scale": scale, "interval": [low, high], "against": against, **rest}:
@@ -252,6 +261,7 @@ CHECKS = {
     "solver": _is_word,
     "guidance": _is_guidance,
     "looseness": _are_numbers,
+    "path": _are_paths,
     "pixels": _is_hash,
 }
 """Field of a recipe -> whether a value from a stranger may stand in it."""

@@ -4,12 +4,12 @@ It turns a recipe back into the call that made it, and writes the recipe of each
 flags or files.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 from unidiffuser.guidance import Guidance
-from unidiffuser.pipeline import Progress, Sample, Scale, UniDiffuser
+from unidiffuser.pipeline import Glimpse, Progress, Sample, Scale, UniDiffuser
 from unidiffuser.recipe import Recipe, fingerprint, given_entry, given_value
 
 
@@ -35,8 +35,15 @@ class Request:
     """Given modality -> the timestep it is held at."""
     masks: Mapping[str, Any] = field(default_factory=dict)
     """Modality given in part -> where it is to be made."""
+    path: Mapping[str, Sequence[float]] = field(default_factory=dict)
+    """Sampled modality -> its own timesteps."""
 
-    def draw(self, model: UniDiffuser, on_step: Progress | None = None) -> list[Sample]:
+    def draw(
+        self,
+        model: UniDiffuser,
+        on_step: Progress | None = None,
+        watch: Callable[[Glimpse], None] | None = None,
+    ) -> list[Sample]:
         """The samples."""
         return model.sample(
             *self.names,
@@ -47,7 +54,9 @@ class Request:
             guidance=self.guidance,
             looseness=self.looseness,
             masks=self.masks,
+            path=self.path,
             on_step=on_step,
+            watch=watch,
             **self.given,
         )
 
@@ -88,6 +97,7 @@ class Request:
             solver=settings.solver,
             guidance={**asdict(settings.guidance), "interval": list(settings.guidance.interval)},
             looseness=dict(self.looseness),
+            path={name: list(values) for name, values in self.path.items()},
             pixels=fingerprint(pictures[0]) if len(pictures) == 1 else "",
         )
 
@@ -113,6 +123,7 @@ def request_of(recipe: Recipe, instead: Mapping[str, Any] | None = None) -> Requ
         guidance=guidance_of(recipe),
         looseness=recipe.looseness,
         masks={name: given_value(name, entry) for name, entry in recipe.masks.items()},
+        path=recipe.path,
     )
 
 

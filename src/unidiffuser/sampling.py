@@ -4,6 +4,9 @@ Which distribution is sampled is only a matter of timesteps: those of the sample
 along a grid (or a path of their own), those of the held ones stay. A given modality held at t = 0 is clean; held at
 0 < t < 1 it is noised once, and the sample is a true draw of p(x | y_t). An ignored one is noise at t = 1.
 
+A sampled modality may start near a value instead of from noise: the value noised to a timestep below 1, from where it
+runs down to 0 (SDEdit, Meng et al. 2022). The later it starts, the nearer it stays.
+
 A sampled modality may be known in part (infilling): before every step the known part is replaced by its noised truth,
 and `resample` more rounds of noising back and stepping again let the rest come to agree with it (RePaint, Lugmayr et
 al. 2022). Replacement alone does not draw from the conditional law; the rounds bring it close (docs/sampling.md).
@@ -103,6 +106,8 @@ def sample(
     grid: str = "uniform",
     end: float = 0.0,
     path: Mapping[str, Sequence[float]] | None = None,
+    origin: Joint | None = None,
+    begin: Mapping[str, float] | None = None,
     start: Joint | None = None,
     fresh_noise: bool = False,
     resample: int = 4,
@@ -126,8 +131,10 @@ def sample(
         steps: number of steps, 1 to 1000.
         grid: a name in `GRIDS`.
         end: the timestep at which sampling stops; at 0 the result is the last clean estimate.
-        path: sampled modality -> its own steps + 1 timesteps from 1 down to `end`; the grid where absent. Image first
-            and then text is {"image": [1, ..., 0, 0, ..., 0], "text": [1, 1, ..., 1, ..., 0]}.
+        path: sampled modality -> its own steps + 1 timesteps from 1 (or where it begins) down to `end`; the grid where
+            absent. Image first and then text is {"image": [1, ..., 0, 0, ..., 0], "text": [1, 1, ..., 1, ..., 0]}.
+        origin: the clean streams, (B, ...), of the sampled modalities in `begin`.
+        begin: sampled modality -> the timestep, above `end`, to which its origin is noised and at which it starts.
         start: noise (B, ...) to start all sampled streams from, instead of the seeds' own.
         fresh_noise: draw the noise of ignored modalities anew at each evaluation, as the released sampler does.
         resample: extra rounds a step where something is known in part, 0 to 100; each costs as much as the step.
@@ -149,9 +156,14 @@ def sample(
     _check_known(known, setting)
     _check_count("resample", resample, 0, MAX_RESAMPLE)
     step = _solver(solver).step
-    timesteps = _timesteps(roles, time_grid(process, steps, grid, 1.0, end), path)
+    begin = dict(begin or {})
+    _check_origin(origin or {}, begin, setting)
+    timesteps = {m: time_grid(process, steps, grid, begin.get(m, 1.0), end) for m in roles.sampled}
+    timesteps |= _paths(timesteps, path or {})
     flow = setting.flow(timesteps)
     x = flow.noise("start") if start is None else setting.place("start", start)
+    near = {s: x0.to(x[s]) for s, x0 in (origin or {}).items()}
+    x |= {s: flow.levels[modality_of(s)].noised(x0, x[s], 0) for s, x0 in near.items()}
     parts = {s: (x0.to(device, dtype), mask.to(device)) for s, (x0, mask) in known.items()}
 
     def amend(x: Joint, node: int, turn: int) -> Joint:
@@ -307,16 +319,17 @@ def _solver(name: str) -> Solver:
     return SOLVERS[name]
 
 
-def _timesteps(roles: Roles, nodes: Tensor, path: Mapping[str, Sequence[float]] | None) -> dict[str, Tensor]:
-    """The nodes of every sampled modality: its path, or the grid's."""
-    timesteps = dict.fromkeys(roles.sampled, nodes)
-    for m, values in (path or {}).items():
-        if m not in roles.sampled:
-            raise ValueError(f"a path is for what is sampled ({', '.join(roles.sampled)}), not for {m!r}")
-        t = torch.as_tensor(values, dtype=torch.float64)
+def _paths(grids: Mapping[str, Tensor], path: Mapping[str, Sequence[float]]) -> dict[str, Tensor]:
+    """The nodes (steps + 1,) of every sampled modality that has a path of its own."""
+    timesteps = {}
+    for m, values in path.items():
+        if m not in grids:
+            raise ValueError(f"a path is for what is sampled ({', '.join(grids)}), not for {m!r}")
+        t, nodes = torch.as_tensor(values, dtype=torch.float64), grids[m]
         if t.shape != nodes.shape or t[0] != nodes[0] or t[-1] != nodes[-1] or not bool((t.diff() <= 0).all()):
             raise ValueError(
-                f"the path of {m!r} must be {len(nodes)} timesteps that fall or rest, from 1 to {nodes[-1]:g}"
+                f"the path of {m!r} must be {len(nodes)} timesteps that fall or rest, "
+                f"from {nodes[0]:g} to {nodes[-1]:g}"
             )
         timesteps[m] = t
     return timesteps
@@ -333,6 +346,18 @@ def check_streams(what: str, joint: Joint, wanted: Sequence[str], shapes: Shapes
             raise ValueError(f"{what} {stream!r} must have the shape {shape}, not {tuple(x.shape)}")
         if not x.is_floating_point() or not bool(x.isfinite().all()):
             raise ValueError(f"{what} {stream!r} must hold finite floating-point numbers")
+
+
+def _check_origin(origin: Joint, begin: Mapping[str, float], setting: _Setting) -> None:
+    for m, t in begin.items():
+        if m not in setting.roles.sampled:
+            raise ValueError(
+                f"only what is sampled ({', '.join(setting.roles.sampled)}) can begin near a value, not {m!r}"
+            )
+        if not 0 < t <= 1:
+            raise ValueError(f"{m!r} must begin at a timestep above 0 and at most 1, not {t}")
+    wanted = [s for s in setting.shapes if modality_of(s) in begin]
+    check_streams("the origin", origin, wanted, setting.shapes, len(setting.seeds))
 
 
 def _check_known(known: Known, setting: _Setting) -> None:

@@ -222,7 +222,11 @@ class PatchEmbedding(nn.Conv2d):
     def forward(self, x: Tensor) -> Tensor:
         p = self.kernel_size[0]
         patches = x.unfold(2, p, p).unfold(3, p, p).permute(0, 2, 3, 1, 4, 5)  # (B, h, w, C, p, p)
-        return F.linear(patches.flatten(3).flatten(1, 2), self.weight.flatten(1), self.bias)
+        rows = patches.flatten(3).flatten(0, 2)  # (B h w, C p p)
+        return steadily(self._product, rows).unflatten(0, (x.shape[0], -1))
+
+    def _product(self, rows: Tensor) -> Tensor:
+        return F.linear(rows, self.weight.flatten(1), self.bias)
 
 
 class Block(nn.Module):
