@@ -40,7 +40,8 @@ from unidiffuser.timesteps import Roles, assign_roles
 MAX_SAMPLES = 10_000
 MAX_STEPS = 1000
 RESERVED = {
-    "n", "seed", "steps", "solver", "grid", "guidance", "looseness", "masks", "path", "batch", "on_step", "watch"
+    "n", "seed", "steps", "solver", "grid", "guidance", "looseness", "masks", "path", "batch", "on_step",
+    "on_link", "watch",
 }  # fmt: skip
 
 Progress = Callable[[int, int], None]
@@ -77,8 +78,8 @@ class Glimpse:
     """Steps in all."""
     timesteps: Mapping[str, float]
     """Modality -> the timestep it has reached."""
-    values: Callable[[], dict[str, list[Any]]]
-    """Decodes the clean estimates: sampled modality -> one raw value a row. It costs as much as decoding samples."""
+    values: Callable[[int], dict[str, list[Any]]]
+    """Decodes the clean estimates of the first so many rows: sampled modality -> raw values."""
 
 
 @dataclass(frozen=True)
@@ -291,7 +292,13 @@ class UniDiffuser:
         return replace(own, steps=steps, solver=own.solver if solver is None else solver, guidance=guidance)
 
     def chain(
-        self, *names: str, n: int = 1, seed: int | None = None, on_step: Progress | None = None, **options: Any
+        self,
+        *names: str,
+        n: int = 1,
+        seed: int | None = None,
+        on_step: Progress | None = None,
+        on_link: Callable[[int, list[Sample]], None] | None = None,
+        **options: Any,
     ) -> list[list[Sample]]:
         """Samples fed back as givens: names[0] is given, or sampled alone; each next is sampled given the one before.
 
@@ -302,6 +309,7 @@ class UniDiffuser:
             n: how many chains.
             seed: of the first chain; chain k has seed + k. Every link has a seed of its own made from it.
             on_step: progress.
+            on_link: called with (link, its n samples) as soon as a link is drawn.
             options: as for `sample`; what else is given stays given at every link.
 
         Returns:
@@ -325,6 +333,8 @@ class UniDiffuser:
             link_seeds = chains.link_seeds(seeds, len(links))
             links.append(self.sample(name, n=n, seed=link_seeds, on_step=counted, **given))
             value = [sample[name] for sample in links[-1]]
+            if on_link:
+                on_link(len(links) - 1, links[-1])
         return [list(chain) for chain in zip(*links, strict=True)]
 
     def interpolate(
@@ -366,7 +376,9 @@ class UniDiffuser:
         values = [{name: raws[0] for name, raws in self.decode(joint).items()} for joint in joints]
         return [Sample(seed, value) for value in values]
 
-    def score(self, of: str, about: str, *, samples: int = 64, seed: int = 0, **given: Any) -> list[Score]:
+    def score(
+        self, of: str, about: str, *, samples: int = 64, seed: int = 0, batch: int = 64, **given: Any
+    ) -> list[Score]:
         """How many bits one given modality tells about another, by the model's own belief; see `agreement`.
 
         Args:
@@ -374,6 +386,7 @@ class UniDiffuser:
             about: the one that explains it.
             samples: noise draws, 2 or more; the error falls with their root.
             seed: of the first pair.
+            batch: noise draws in one forward; it changes no draw.
             given: both modalities, each one raw value or a list of B.
 
         Returns:
@@ -383,7 +396,7 @@ class UniDiffuser:
         joint = {s: x.to(self.device) for s, x in self.encode(**given).items()}
         seeds = seeds_from(seed, batch_size(joint))
         found = pointwise_information(
-            self.denoiser, self.process, self.shapes, joint, of, about, seeds, samples=samples
+            self.denoiser, self.process, self.shapes, joint, of, about, seeds, samples=samples, batch=batch
         )
         # A grid's channels are no places: their bits are added up. So are those of the numbers of a token.
         maps = {s: bits.sum(1 if bits.ndim == 4 else -1).cpu().numpy() for s, bits in found.maps.items()}
@@ -460,7 +473,7 @@ class UniDiffuser:
                     step=step.index + 1,
                     steps=step.steps,
                     timesteps=step.timesteps,
-                    values=lambda: self.decode(step.x0),
+                    values=lambda rows: self.decode({s: x[:rows] for s, x in step.x0.items()}),
                 )
             )
 

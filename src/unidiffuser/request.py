@@ -60,7 +60,12 @@ class Request:
             **self.given,
         )
 
-    def draw_chain(self, model: UniDiffuser, on_step: Progress | None = None) -> list[list[Sample]]:
+    def draw_chain(
+        self,
+        model: UniDiffuser,
+        on_step: Progress | None = None,
+        on_link: Callable[[int, list[Sample]], None] | None = None,
+    ) -> list[list[Sample]]:
         """The chains through the named modalities; see `UniDiffuser.chain`."""
         return model.chain(
             *self.names,
@@ -70,6 +75,7 @@ class Request:
             solver=self.solver,
             guidance=self.guidance,
             on_step=on_step,
+            on_link=on_link,
             **self.given,
         )
 
