@@ -22,7 +22,7 @@ from unidiffuser.server import wire
 from unidiffuser.server.batching import Lanes, StoppedError
 from unidiffuser.server.schemas import JobBody
 from unidiffuser.server.truth import speaks_scenes
-from unidiffuser.server.verbs import Emit, cost, read_all, read_mask, run
+from unidiffuser.server.verbs import Emit, cost, evaluations, read_all, read_mask, run
 from unidiffuser.solvers import SOLVERS
 
 MAX_WORDS_SHOWN = 300
