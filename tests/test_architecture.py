@@ -17,6 +17,7 @@ PACKAGE = Path(__file__).parents[1] / "src" / "unidiffuser"
 LAYERS = """
     __main__
     __init__ cli
+    server
     presets
     train evaluate
     optimise

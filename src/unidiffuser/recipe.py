@@ -156,7 +156,7 @@ def read_recipe(path: str | Path) -> Recipe:
     if not isinstance(text, str):
         raise ValueError(f"{path} carries no recipe; only pictures written by unidiffuser without --no-metadata do")
     try:
-        return _recipe_from(text)
+        return recipe_from(text)
     except (ValueError, RecursionError) as error:
         raise ValueError(f"the recipe in {path} cannot be used: {error}") from error
 
@@ -168,7 +168,7 @@ def _without_pictures(recipe: Recipe) -> Recipe:
     return Recipe(**values)
 
 
-def _recipe_from(text: str) -> Recipe:
+def recipe_from(text: str) -> Recipe:
     """The recipe in a hostile JSON text; ValueError names the first field that is wrong."""
     if len(text.encode(errors="replace")) > MAX_RECIPE:
         raise ValueError(f"it is longer than {MAX_RECIPE} bytes")

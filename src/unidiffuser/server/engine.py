@@ -18,7 +18,7 @@ from torch import Tensor
 from unidiffuser.joint import Joint
 from unidiffuser.pipeline import UniDiffuser, seeds_from
 from unidiffuser.sampling import GRIDS
-from unidiffuser.server import wire
+from unidiffuser.server import dropped, wire
 from unidiffuser.server.batching import Lanes, StoppedError
 from unidiffuser.server.schemas import JobBody
 from unidiffuser.server.truth import speaks_scenes
@@ -91,6 +91,10 @@ class Engine:
         with suppress(_RehearsedError):
             run(model.through(_rehearse), plain, lambda event: None)
         return plain, cost(model, plain)
+
+    def read(self, image: str) -> dict[str, Any]:
+        """What a dropped picture says of how it was made; see `dropped`. Raises ValueError if it is no picture."""
+        return dropped.read(image, {model.digest: name for name, model in self.models.items() if model.digest})
 
     def run(self, plain: Mapping[str, Any], emit: Emit, stopped: Callable[[], bool]) -> dict[str, Any]:
         """Carry out a checked job.

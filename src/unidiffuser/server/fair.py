@@ -31,6 +31,9 @@ class FairQueue:
     def __len__(self) -> int:
         return len(self._jobs)
 
+    def __contains__(self, name: object) -> bool:
+        return name in self._jobs
+
     @property
     def cost(self) -> int:
         """Of all that waits."""

@@ -48,11 +48,17 @@ class Link(Protocol):
     async def check(self, body: Mapping[str, Any]) -> tuple[dict[str, Any], int]:
         """The complete job and its cost; RefusedError, BrokenError, LostError."""
 
+    async def read(self, image: str) -> dict[str, Any]:
+        """What a picture says of how it was made; RefusedError, LostError."""
+
     async def run(self, name: str, job: Mapping[str, Any], listen: Listener) -> dict[str, Any]:
         """The result of a job; RefusedError, BrokenError, StoppedJobError, LostError."""
 
     def stop(self, name: str) -> None:
         """Ask a job to stop."""
+
+    async def lost(self) -> None:
+        """Return when a started worker has died."""
 
     async def close(self) -> None:
         """End the worker."""
@@ -80,6 +86,7 @@ class WorkerProcess:
         self._forward = forward
         self._waiting: dict[str, tuple[asyncio.Future[Any], Listener | None]] = {}
         self._count = 0
+        self._lost = asyncio.Event()
         self._connection: Connection | None = None
         self.process: multiprocessing.process.BaseProcess | None = None
 
@@ -87,6 +94,7 @@ class WorkerProcess:
         """Start the process and wait until its models are loaded."""
         loop = asyncio.get_running_loop()
         ours, theirs = multiprocessing.Pipe()
+        self._lost = asyncio.Event()
         context = multiprocessing.get_context("spawn")
         self.process = context.Process(
             target=_work, args=(theirs, *self._arguments), name="unidiffuser-worker", daemon=True
@@ -102,9 +110,13 @@ class WorkerProcess:
 
     async def check(self, body: Mapping[str, Any]) -> tuple[dict[str, Any], int]:
         """Have a job completed and priced."""
-        self._count += 1
-        answer = await self._ask(f"check-{self._count}", {"do": "check", "job": body}, None)
+        answer = await self._ask(self._next(), {"do": "check", "job": body}, None)
         return answer["job"], answer["cost"]
+
+    async def read(self, image: str) -> dict[str, Any]:
+        """Have a picture's recipe read."""
+        result: dict[str, Any] = await self._ask(self._next(), {"do": "read", "image": image}, None)
+        return result
 
     async def run(self, name: str, job: Mapping[str, Any], listen: Listener) -> dict[str, Any]:
         """Have a job carried out."""
@@ -116,6 +128,10 @@ class WorkerProcess:
         if name in self._waiting:
             self._send({"do": "stop", "id": name})
 
+    async def lost(self) -> None:
+        """Return when the process has ended."""
+        await self._lost.wait()
+
     async def close(self) -> None:
         """End the process."""
         if self.process is None:
@@ -126,6 +142,10 @@ class WorkerProcess:
         if self.process.is_alive():
             self.process.kill()
             await asyncio.to_thread(self.process.join)
+
+    def _next(self) -> str:
+        self._count += 1
+        return f"question-{self._count}"
 
     async def _ask(self, name: str, message: dict[str, Any], listen: Listener | None) -> Any:
         future: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
@@ -167,6 +187,7 @@ class WorkerProcess:
         elif "fatal" in message:
             self._settle("hello", error=FatalError(message["fatal"]))
         elif "lost" in message:
+            self._lost.set()
             for name in list(self._waiting):
                 fatal = FatalError("the worker process ended while it loaded the models; the log above says why")
                 self._settle(name, error=fatal if name == "hello" else LostError())

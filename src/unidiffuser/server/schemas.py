@@ -78,3 +78,58 @@ class JobBody(Strict):
     def plain(self) -> dict[str, Any]:
         """As JSON holds it."""
         return self.model_dump(mode="json")
+
+
+class PictureBody(Strict):
+    """A picture that may carry a recipe."""
+
+    image: str = Field(min_length=1, description="A data URL.")
+
+
+class ErrorDetail(BaseModel):
+    """What went wrong, in the form of the OpenAI API."""
+
+    message: str
+    type: str
+    param: str | None
+    code: str
+
+
+class ErrorAnswer(BaseModel):
+    """The body of every refusal."""
+
+    error: ErrorDetail
+
+
+class JobAnswer(BaseModel):
+    """A job as it stands."""
+
+    id: str
+    state: Literal["queued", "running", "done", "failed", "cancelled", "expired", "interrupted"]
+    verb: Verb
+    model: str
+    job: dict[str, Any]
+    cost: int
+    created: float
+    started: float | None
+    finished: float | None
+    error: str | None
+    result: dict[str, Any] | None
+    ahead: int | None = None
+
+
+class JobList(BaseModel):
+    """Jobs, newest first."""
+
+    jobs: list[JobAnswer]
+
+
+class Status(BaseModel):
+    """The server at a glance."""
+
+    version: str
+    ready: bool
+    trouble: str
+    models: list[dict[str, Any]]
+    queue: dict[str, int]
+    limits: dict[str, int]

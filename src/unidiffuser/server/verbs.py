@@ -210,8 +210,16 @@ def read_all(model: UniDiffuser, values: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def read_mask(name: str, value: Any) -> Image:
-    """The mask of a modality: a black and white picture of bearable size."""
+    """The mask of a modality: a black and white picture of bearable size, white where it is to be made.
+
+    A mask with transparent places says it by them, as the OpenAI API has it: they are what is to be made.
+    """
     picture = open_picture(wire.file_bytes(name, value), f"given as the mask of {name!r}")
     if max(picture.size) > MAX_MASK:
         raise ValueError(f"the mask of {name!r} is {picture.width} x {picture.height}; at most {MAX_MASK} a side")
+    if picture.has_transparency_data:
+        alpha = picture.convert("RGBA").getchannel("A")
+        clear = alpha.point(lambda a: 255 * (a < 128))
+        if clear.getbbox():
+            return clear
     return picture.convert("L")

@@ -3,6 +3,7 @@
 Messages are JSON objects, one a `send_bytes`, so that nothing that arrives can be more than data:
 
     to the worker      {"do": "check", "id", "job"}    {"do": "run", "id", "job"}    {"do": "stop", "id"}
+                       {"do": "read", "id", "image"}
     from the worker    {"hello": models} or {"fatal": sentence}, once;   {"forward": [rows, calls]}
                        {"of": id, "event": ...} on the way, and one of these at the end:
                        {"of": id, "result"}   {"of": id, "refused": sentence}   {"of": id, "stopped": true}
@@ -16,8 +17,9 @@ import logging
 import os
 import signal
 import threading
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from multiprocessing.connection import Connection
 from typing import Any
 
@@ -93,33 +95,35 @@ class Worker:
             except (EOFError, OSError):
                 os._exit(0)
             if message["do"] == "check":
-                checkers.submit(self._check, engine, message["id"], message["job"])
+                checkers.submit(self._answer, message["id"], partial(_checked, engine, message["job"]))
+            elif message["do"] == "read":
+                checkers.submit(self._answer, message["id"], partial(engine.read, message["image"]))
             elif message["do"] == "run":
                 self._stopped[message["id"]] = threading.Event()
                 runners.submit(self._run, engine, message["id"], message["job"])
             elif event := self._stopped.get(message["id"]):
                 event.set()
 
-    def _check(self, engine: Engine, name: str, job: Mapping[str, Any]) -> None:
+    def _answer(self, name: str, question: Callable[[], Mapping[str, Any]]) -> None:
         try:
-            plain, cost = engine.check(job)
-            self.say({"of": name, "result": {"job": plain, "cost": cost}})
+            self.say({"of": name, "result": question()})
         except ValueError as error:
             self.say({"of": name, "refused": str(error)})
+        except StoppedError:
+            raise
         except Exception as error:
             self._broken(name, error)
 
+    def _told(self, name: str, event: Mapping[str, Any]) -> None:
+        self.say({"of": name, **event})
+
     def _run(self, engine: Engine, name: str, job: Mapping[str, Any]) -> None:
         stopped = self._stopped[name]
+        emit = partial(self._told, name)
         try:
-            result = engine.run(job, lambda event: self.say({"of": name, **event}), stopped.is_set)
-            self.say({"of": name, "result": result})
+            self._answer(name, partial(engine.run, job, emit, stopped.is_set))
         except StoppedError:
             self.say({"of": name, "stopped": True})
-        except ValueError as error:
-            self.say({"of": name, "refused": str(error)})
-        except Exception as error:
-            self._broken(name, error)
         finally:
             del self._stopped[name]
 
@@ -130,3 +134,8 @@ class Worker:
         self.say({"of": name, "broken": f"the job failed inside the model ({short}); the server's log says more"})
         if "CUDA error" in str(error):
             os._exit(1)  # the device's context is lost with it; a new process gets a new one
+
+
+def _checked(engine: Engine, job: Mapping[str, Any]) -> dict[str, Any]:
+    plain, cost = engine.check(job)
+    return {"job": plain, "cost": cost}
