@@ -18,7 +18,7 @@ export function buildCards() {
 function build(info) {
   const card = state.cards[info.name];
   const give = (value) => {
-    Object.assign(card, { value, mask: null, own: true });
+    Object.assign(card, { value, mask: null });
     if (card.role === "ignored" || (card.role === "sampled" && card.media !== "text")) card.role = "given";
     parts[card.name].problem.textContent = "";
     changed("card");

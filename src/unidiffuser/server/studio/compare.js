@@ -3,7 +3,7 @@
 
 import * as api from "./api.js";
 import { el, field, select } from "./dom.js";
-import { source } from "./media.js";
+import { asGiven, source } from "./media.js";
 import { jobOf } from "./roles.js";
 import { blame } from "./run.js";
 import { state } from "./state.js";
@@ -33,7 +33,7 @@ export function compare() {
     await Promise.all(sides.map(async (one) => {
       const job = { ...jobOf(state.cards, { ...state.settings, n: 1, steps: Number(one.steps.value) || null }, state.seed, one.model.value), previews: false };
       if (job.verb !== "sample") throw new Error("set at least one lock to sampled");
-      for (const [name, value] of Object.entries(job.given)) if (typeof value === "object" && !Array.isArray(value)) job.given[name] = source(value);
+      for (const [name, value] of Object.entries(job.given)) job.given[name] = await asGiven(value);
       const done = await api.carry(job);
       if (done.state !== "done") throw new Error(done.error || done.state);
       const sample = done.result.samples[0];

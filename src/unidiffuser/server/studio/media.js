@@ -71,7 +71,7 @@ function drawMap(canvas, rows) {
 
 function text(info, give) {
   const area = el("textarea", { class: "sentence", spellcheck: false, placeholder: "Write a sentence", maxLength: 2000, "aria-label": `The ${info.name}`, "data-testid": `text-${info.name}` });
-  const node = el("div", { class: "cardbody" }, area);
+  const node = el("div", { class: "page" }, area);
   area.addEventListener("input", () => give(area.value));
   return {
     node,

@@ -3,7 +3,7 @@
 import * as api from "./api.js";
 import { $, el } from "./dom.js";
 import { clearProblems, complain, preview, refresh, setBusy, showMap } from "./cards.js";
-import { MEDIA, thumbnail } from "./media.js";
+import { MEDIA, asGiven, thumbnail } from "./media.js";
 import { badges } from "./badges.js";
 import { pathOfJob, planeEnd, planePreview, planeStart, planeStep } from "./plane.js";
 import { intent, jobOf } from "./roles.js";
@@ -22,6 +22,7 @@ export async function go() {
     if (!state.keep) state.seed = state.fresh ? state.seed : newSeed();
     state.fresh = false;
     const job = jobOf(state.cards, state.settings, state.seed, state.model.name, pathOfJob());
+    for (const [name, value] of Object.entries(job.given)) job.given[name] = await asGiven(value);
     const made = await api.submit(job, crypto.randomUUID?.());
     addToFilm(made);
     watch(made);
