@@ -101,12 +101,8 @@ class Server:
     def worker(self) -> int:
         """The process id of the worker: the child that is not Python's resource tracker."""
         children = Path(f"/proc/{self.process.pid}/task/{self.process.pid}/children").read_text().split()
-        others = [int(pid) for pid in self.tree(children) if b"spawn_main" in Path(f"/proc/{pid}/cmdline").read_bytes()]
-        return others[0]
-
-    @staticmethod
-    def tree(children: list[str]) -> list[str]:
-        return children
+        [found] = [int(pid) for pid in children if b"spawn_main" in Path(f"/proc/{pid}/cmdline").read_bytes()]
+        return found
 
     def stop(self, number: int = signal.SIGTERM) -> int:
         """Send a signal and wait for the end."""

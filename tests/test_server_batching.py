@@ -99,7 +99,11 @@ def test_only_the_call_at_fault_fails() -> None:
             started.wait()
             return shared({"a": torch.full((1, 2), value)}, {"a": torch.zeros(1)})["a"][0, 0].item()
 
-    assert [str(x) for x in together([lambda: ask(1.0), lambda: ask(1000.0), lambda: ask(3.0)])] == ["2.0", "too large", "6.0"]
+    assert [str(x) for x in together([lambda: ask(1.0), lambda: ask(1000.0), lambda: ask(3.0)])] == [
+        "2.0",
+        "too large",
+        "6.0",
+    ]
     lanes.close()
 
 
@@ -137,7 +141,11 @@ def test_a_job_is_refused_before_it_runs(engine: Engine) -> None:
 def test_the_cost_is_what_the_network_sees() -> None:
     seen: list[int] = []
     engine = Engine({"tiny": tiny_model()}, seen=lambda rows, calls: seen.append(rows))
-    for job in ({"names": ["image"], "n": 3}, {"names": ["image"], "given": {"text": TEXT}, "guidance": 1.0}, {"verb": "score", "given": {"text": TEXT, "image": picture_url()}, "draws": 16}):
+    for job in (
+        {"names": ["image"], "n": 3},
+        {"names": ["image"], "given": {"text": TEXT}, "guidance": 1.0},
+        {"verb": "score", "given": {"text": TEXT, "image": picture_url()}, "draws": 16},
+    ):
         plain, cost = engine.check(job)
         seen.clear()
         engine.run(plain, lambda event: None, lambda: False)

@@ -20,7 +20,15 @@ from unidiffuser.server.store import Row, Store, new_id
 
 
 def row(**values: Any) -> Row:
-    fields = {"id": new_id(), "owner": "a", "state": "queued", "verb": "sample", "model": "m", "job": {"n": 1}, "cost": 1}
+    fields = {
+        "id": new_id(),
+        "owner": "a",
+        "state": "queued",
+        "verb": "sample",
+        "model": "m",
+        "job": {"n": 1},
+        "cost": 1,
+    }
     return Row(**{**fields, "created": time.time(), **values})
 
 
