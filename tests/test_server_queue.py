@@ -126,7 +126,8 @@ store = Store(Path(sys.argv[1]))
 print("open", flush=True)
 while True:
     name = new_id()
-    store.add(Row(id=name, owner="a", state="queued", verb="sample", model="m", job={"n": 1}, cost=1, created=time.time()))
+    fields = {"owner": "a", "state": "queued", "verb": "sample", "model": "m", "job": {"n": 1}, "cost": 1}
+    store.add(Row(id=name, created=time.time(), **fields))
     store.write_files(name, [("0.image.png", b"x" * 4000), ("1.image.png", b"x" * 4000)])
     store.set(name, state="done", result={"files": 2})
 """

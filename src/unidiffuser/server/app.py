@@ -12,7 +12,7 @@ from fastapi.responses import JSONResponse, PlainTextResponse
 from starlette.exceptions import HTTPException
 
 from unidiffuser import __version__
-from unidiffuser.server import native, openai, schemas
+from unidiffuser.server import native, openai, openai_schemas, schemas
 from unidiffuser.server.guard import App, Guard, error_body
 from unidiffuser.server.hub import Hub
 from unidiffuser.server.limits import TurnedAwayError
@@ -45,7 +45,7 @@ def build(hub: Hub, *, hosts: Sequence[str], tokens: Sequence[str] = ()) -> App:
         await hub.close()
 
     app = FastAPI(
-        title="unidiffuser", version=__version__, summary=SUMMARY, lifespan=life, docs_url=None, redoc_url=None
+        title="unidiffuser", version=__version__, summary=SUMMARY, lifespan=life, docs_url=None, redoc_url=None, redirect_slashes=False
     )
     guard = Guard(app, hosts=hosts, tokens=tokens, limits=hub.limits, metrics=hub.metrics)
     app.include_router(native.routes(hub, guard))
@@ -101,7 +101,8 @@ def _add_page(app: FastAPI) -> None:
 
 def _add_errors(app: FastAPI) -> None:
     """One form for everything that goes wrong, and nothing of our insides in it."""
-    fields = {name for value in vars(schemas).values() for name in getattr(value, "model_fields", ())}
+    bodies = [*vars(schemas).values(), *vars(openai_schemas).values()]
+    fields = {name for body in bodies for name in getattr(body, "model_fields", ())}
 
     def answer(refusal: TurnedAwayError, headers: dict[str, str] | None = None) -> JSONResponse:
         retry = {"retry-after": str(refusal.retry)} if refusal.retry is not None else {}

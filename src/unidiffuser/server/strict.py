@@ -69,7 +69,8 @@ def parse(data: bytes) -> Any:
 
 def complaint(error: RequestValidationError, fields: Iterable[str]) -> TurnedAwayError:
     """What a request lacks, naming the first field at fault and never its value. fields: all names there are."""
-    first = error.errors()[0]
+    errors = error.errors()
+    first = next((each for each in errors if each["type"] == "extra_forbidden"), errors[0])
     place = [str(part) for part in first["loc"] if part not in ("body", "query", "path", "header")]
     field = ".".join(place)[:100]
     if first["type"] == "extra_forbidden":
