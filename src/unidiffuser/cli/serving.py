@@ -6,6 +6,7 @@ import os
 from importlib.util import find_spec
 from pathlib import Path
 
+from unidiffuser import __version__
 from unidiffuser.cli.terminal import Terminal, Terminated
 
 NEEDED = {"serve": ("fastapi", "uvicorn", "python_multipart", "prometheus_client"), "ray": ("ray",)}
@@ -25,12 +26,21 @@ def open_server(args: argparse.Namespace, terminal: Terminal) -> None:
         from unidiffuser.server.replicas import serve_on_ray
 
         terminal.say(f"the studio will be at http://{shown}:{args.port} (Ray, {args.replicas} replicas)")
-        serve_on_ray(models, host=args.host, port=args.port, tokens=tokens, data=data, replicas=args.replicas)
+        serve_on_ray(
+            models,
+            library=__version__,
+            host=args.host,
+            port=args.port,
+            tokens=tokens,
+            data=data,
+            replicas=args.replicas,
+        )
         return
     from unidiffuser.server.serve import serve
 
     served = serve(
         models,
+        library=__version__,
         host=args.host,
         port=args.port,
         tokens=tokens,

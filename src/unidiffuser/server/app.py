@@ -11,7 +11,6 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse, PlainTextResponse
 from starlette.exceptions import HTTPException
 
-from unidiffuser import __version__
 from unidiffuser.server import native, openai, openai_schemas, schemas
 from unidiffuser.server.guard import App, Guard, error_body
 from unidiffuser.server.hub import Hub
@@ -29,11 +28,12 @@ TYPES = {
 SUMMARY = "One diffusion model for every distribution of a set of modalities, over HTTP."
 
 
-def build(hub: Hub, *, hosts: Sequence[str], tokens: Sequence[str] = ()) -> App:
+def build(hub: Hub, *, library: str, hosts: Sequence[str], tokens: Sequence[str] = ()) -> App:
     """The guarded application of a hub, which it opens and closes.
 
     Args:
         hub: who does the work.
+        library: our version.
         hosts: names that it answers to.
         tokens: who may come in; none: everybody.
     """
@@ -45,22 +45,28 @@ def build(hub: Hub, *, hosts: Sequence[str], tokens: Sequence[str] = ()) -> App:
         await hub.close()
 
     app = FastAPI(
-        title="unidiffuser", version=__version__, summary=SUMMARY, lifespan=life, docs_url=None, redoc_url=None, redirect_slashes=False
+        title="unidiffuser",
+        version=library,
+        summary=SUMMARY,
+        lifespan=life,
+        docs_url=None,
+        redoc_url=None,
+        redirect_slashes=False,
     )
     guard = Guard(app, hosts=hosts, tokens=tokens, limits=hub.limits, metrics=hub.metrics)
-    app.include_router(native.routes(hub, guard))
+    app.include_router(native.routes(hub, guard, library))
     app.include_router(openai.routes(hub))
-    _add_health(app, hub)
+    _add_health(app, hub, library)
     _add_page(app)
     _add_errors(app)
     return guard
 
 
-def _add_health(app: FastAPI, hub: Hub) -> None:
+def _add_health(app: FastAPI, hub: Hub, library: str) -> None:
     @app.get("/health")
     async def health() -> dict[str, str]:
         """Whether the web process lives."""
-        return {"status": "ok", "version": __version__}
+        return {"status": "ok", "version": library}
 
     @app.get("/ready", responses={503: {"description": "Not now."}})
     async def ready() -> JSONResponse:

@@ -22,7 +22,7 @@ from unidiffuser.server import dropped, wire
 from unidiffuser.server.batching import Lanes, StoppedError
 from unidiffuser.server.schemas import JobBody
 from unidiffuser.server.truth import speaks_scenes
-from unidiffuser.server.verbs import Emit, cost, evaluations, read_all, read_mask, run
+from unidiffuser.server.verbs import Bench, Emit, cost, evaluations, read_all, read_mask, run
 from unidiffuser.solvers import SOLVERS
 
 MAX_WORDS_SHOWN = 300
@@ -39,6 +39,7 @@ class Engine:
         self,
         models: Mapping[str, UniDiffuser],
         *,
+        library: str = "",
         lanes: int = 1,
         rows: int = 16,
         seen: Callable[[int, int], None] | None = None,
@@ -46,9 +47,10 @@ class Engine:
         """
         Args:
             models: by the names that jobs know them by, the default first.
+            library: the version that recipes name.
             lanes, rows, seen: see `batching.Lanes`.
         """
-        self.models = dict(models)
+        self.models, self.library = dict(models), library
         self.scenes = {name for name, model in models.items() if speaks_scenes(model.modalities)}
         self.lanes = {
             name: Lanes(model.denoiser, lanes=lanes, rows=rows, seen=seen) for name, model in self.models.items()
@@ -89,7 +91,7 @@ class Engine:
             "masks": {m: wire.picture(mask) for m, mask in masks.items()},
         }
         with suppress(_RehearsedError):
-            run(model.through(_rehearse), plain, lambda event: None)
+            run(Bench(model=model.through(_rehearse), emit=_silent, library=self.library), plain)
         return plain, cost(model, plain)
 
     def read(self, image: str) -> dict[str, Any]:
@@ -116,12 +118,17 @@ class Engine:
 
         with self.lanes[plain["model"]].joined(before) as shared:
             model = self.models[plain["model"]].through(shared)
-            result = run(model, plain, emit, plain["model"] in self.scenes)
+            scenes = plain["model"] in self.scenes
+            result = run(Bench(model=model, emit=emit, library=self.library, scenes=scenes), plain)
         return result | {"seconds": round(time.monotonic() - started, 3)}
 
 
 def _rehearse(xt: Joint, t: dict[str, Tensor]) -> Joint:
     raise _RehearsedError
+
+
+def _silent(event: Mapping[str, Any]) -> None:
+    """Tells nobody."""
 
 
 def _described(name: str, model: UniDiffuser, scenes: bool) -> dict[str, Any]:

@@ -73,6 +73,7 @@ class WorkerProcess:
         *,
         device: str = "cpu",
         lanes: int = 1,
+        library: str = "",
         forward: Callable[[int, int], None] | None = None,
     ) -> None:
         """
@@ -80,9 +81,10 @@ class WorkerProcess:
             folders: of the models, or names in the box.
             device: where they run.
             lanes: forwards side by side on a CPU.
+            library: the version that recipes name.
             forward: told (rows, calls) of every forward.
         """
-        self._arguments = (folders, device, lanes)
+        self._arguments = (folders, device, lanes, library)
         self._forward = forward
         self._waiting: dict[str, tuple[asyncio.Future[Any], Listener | None]] = {}
         self._count = 0
@@ -214,10 +216,10 @@ class WorkerProcess:
             future.set_result(result)
 
 
-def _work(connection: Connection, folders: list[str], device: str, lanes: int) -> None:
+def _work(connection: Connection, folders: list[str], device: str, lanes: int, library: str) -> None:
     """What the new process begins with. Torch is imported here and not before; OpenMP reads its setting only once."""
     os.environ["OMP_NUM_THREADS"] = "1"
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s worker %(message)s")
     from unidiffuser.server.worker import work
 
-    work(connection, folders, device, lanes)
+    work(connection, folders, device, lanes, library)

@@ -15,7 +15,6 @@ from fastapi import APIRouter, Header, Path, Query, Request, Response
 from fastapi.responses import StreamingResponse
 from pydantic import Field
 
-from unidiffuser import __version__
 from unidiffuser.server.files import TYPE
 from unidiffuser.server.guard import COOKIE, Guard, session_of
 from unidiffuser.server.hub import Hub, summary
@@ -43,7 +42,7 @@ class SessionBody(Strict):
     token: str = Field(min_length=1, max_length=512)
 
 
-def routes(hub: Hub, guard: Guard) -> APIRouter:
+def routes(hub: Hub, guard: Guard, library: str) -> APIRouter:
     """The native API of a hub."""
     api = APIRouter(prefix="/api", route_class=StrictRoute, responses=REFUSALS)
 
@@ -51,7 +50,7 @@ def routes(hub: Hub, guard: Guard) -> APIRouter:
     async def status() -> dict[str, Any]:
         """What this server is, what it can do, and how busy it is."""
         return {
-            "version": __version__,
+            "version": library,
             "ready": hub.ready,
             "trouble": hub.trouble(),
             "models": hub.models,

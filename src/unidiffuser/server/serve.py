@@ -33,6 +33,7 @@ MIN_TOKEN = 8
 def serve(
     models: Sequence[str],
     *,
+    library: str,
     host: str = "127.0.0.1",
     port: int = 8000,
     tokens: Sequence[str] = (),
@@ -41,7 +42,7 @@ def serve(
     limits: Limits | None = None,
     opened: Callable[[], None] = lambda: None,
 ) -> str:
-    """Serve models until a signal comes.
+    """Serve models until a signal comes; `library` is our version.
 
     Returns:
         "interrupted" or "terminated", by which signal it was.
@@ -53,9 +54,12 @@ def serve(
     limits, metrics = limits or Limits(), Metrics()
     listening = listen(host, port)
     store = Store(data or data_folder())
-    links = [WorkerProcess(list(models), device=device, lanes=cores(), forward=metrics.forward) for device in devices]
+    links = [
+        WorkerProcess(list(models), device=device, lanes=cores(), library=library, forward=metrics.forward)
+        for device in devices
+    ]
     hub = Hub(store, links, limits, metrics)
-    app = build(hub, hosts=host_names(host), tokens=tokens)
+    app = build(hub, library=library, hosts=host_names(host), tokens=tokens)
     config = uvicorn.Config(
         app, http=Protocol, ws="none", log_config=None, access_log=False, server_header=False,
         timeout_keep_alive=30, timeout_graceful_shutdown=int(limits.drain) + 5, h11_max_incomplete_event_size=32 * 1024,

@@ -11,12 +11,11 @@ It knows no threads, no process and no HTTP.
 
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from typing import Any
 
 from PIL.Image import Image
 
-from unidiffuser import __version__
 from unidiffuser.modalities.image import open_picture
 from unidiffuser.modalities.text import BLANK
 from unidiffuser.pipeline import Glimpse, Sample, UniDiffuser
@@ -42,9 +41,23 @@ HEUN, ROUNDS = 2, 5
 """Evaluations a step of an interpolation; how often a step is taken where something is known in part."""
 
 
-def run(model: UniDiffuser, plain: Mapping[str, Any], emit: Emit, scenes: bool = False) -> dict[str, Any]:
-    """Carry out a checked job on a model."""
-    return VERBS[plain["verb"]](model, plain, emit, scenes)
+@dataclass(frozen=True, kw_only=True)
+class Bench:
+    """Where a job is carried out."""
+
+    model: UniDiffuser
+    """Its denoiser may be shared."""
+    emit: Emit
+    """Is told what happens."""
+    library: str
+    """The version that recipes name."""
+    scenes: bool = False
+    """Whether the truth of a sample can be told."""
+
+
+def run(bench: Bench, plain: Mapping[str, Any]) -> dict[str, Any]:
+    """Carry out a checked job."""
+    return VERBS[plain["verb"]](bench, plain)
 
 
 def cost(model: UniDiffuser, plain: Mapping[str, Any]) -> int:
@@ -69,7 +82,8 @@ def evaluations(plain: Mapping[str, Any]) -> int:
     return HEUN * INTERPOLATION_STEPS * (2 + int(plain["frames"])) - int(plain["frames"])
 
 
-def _sample(model: UniDiffuser, plain: Mapping[str, Any], emit: Emit, scenes: bool) -> dict[str, Any]:
+def _sample(bench: Bench, plain: Mapping[str, Any]) -> dict[str, Any]:
+    model, emit = bench.model, bench.emit
     asked = _request(model, plain)
     watch = _Previews(model, emit).show if plain["previews"] else None
 
@@ -81,10 +95,11 @@ def _sample(model: UniDiffuser, plain: Mapping[str, Any], emit: Emit, scenes: bo
             watch(glimpse)
 
     samples = asked.draw(model, watch=told)
-    return _answer(model, asked, [_told(model, one, asked, asked.names, scenes) for one in samples])
+    return _answer(model, asked, [_told(bench, one, asked, asked.names) for one in samples])
 
 
-def _chain(model: UniDiffuser, plain: Mapping[str, Any], emit: Emit, scenes: bool) -> dict[str, Any]:
+def _chain(bench: Bench, plain: Mapping[str, Any]) -> dict[str, Any]:
+    model, emit = bench.model, bench.emit
     asked = _request(model, plain)
     first = int(asked.names[0] in asked.given)
     rows: list[dict[str, Any]] = []
@@ -96,7 +111,7 @@ def _chain(model: UniDiffuser, plain: Mapping[str, Any], emit: Emit, scenes: boo
         name = asked.names[link + first]
         for k, one in enumerate(samples):
             made = asked.link(link + first, one)
-            row = {"chain": k, "link": link + first, "shows": name, **_told(model, one, made, (name,), scenes)}
+            row = {"chain": k, "link": link + first, "shows": name, **_told(bench, one, made, (name,))}
             rows.append(row)
             if k < SHOWN:
                 emit({"event": "link", "sample": row})
@@ -105,16 +120,18 @@ def _chain(model: UniDiffuser, plain: Mapping[str, Any], emit: Emit, scenes: boo
     return _answer(model, asked, rows)
 
 
-def _interpolate(model: UniDiffuser, plain: Mapping[str, Any], emit: Emit, scenes: bool) -> dict[str, Any]:
+def _interpolate(bench: Bench, plain: Mapping[str, Any]) -> dict[str, Any]:
+    model = bench.model
     first, second = (read_all(model, plain[end]) for end in ("given", "second"))
     frames = model.interpolate(
         first, second, *plain["names"], frames=plain["frames"], seed=plain["seed"], steps=INTERPOLATION_STEPS
     )
-    rows = [{"frame": k, **_told(model, one, None, (), scenes)} for k, one in enumerate(frames)]
+    rows = [{"frame": k, **_told(bench, one, None, ())} for k, one in enumerate(frames)]
     return {"samples": rows, "model_sha256": model.digest}
 
 
-def _score(model: UniDiffuser, plain: Mapping[str, Any], emit: Emit, scenes: bool) -> dict[str, Any]:
+def _score(bench: Bench, plain: Mapping[str, Any]) -> dict[str, Any]:
+    model = bench.model
     given = read_all(model, plain["given"])
     if len(given) != 2:
         raise ValueError(f"a score is between two given modalities, and {len(given)} are given; give two of them")
@@ -124,10 +141,10 @@ def _score(model: UniDiffuser, plain: Mapping[str, Any], emit: Emit, scenes: boo
     (found,) = model.score(of, about, samples=plain["draws"], seed=plain["seed"], batch=SCORE_BATCH, **given)
     maps = {stream: bits.round(4).tolist() for stream, bits in found.maps.items()}
     answer = {"of": of, "about": about, "bits": found.bits, "error": found.error, "maps": maps}
-    return answer | {"samples": [], "model_sha256": model.digest} | ({"truth": truth(given)} if scenes else {})
+    return answer | {"samples": [], "model_sha256": model.digest} | ({"truth": truth(given)} if bench.scenes else {})
 
 
-VERBS: dict[str, Callable[[UniDiffuser, Mapping[str, Any], Emit, bool], dict[str, Any]]] = {
+VERBS: dict[str, Callable[[Bench, Mapping[str, Any]], dict[str, Any]]] = {
     "sample": _sample,
     "chain": _chain,
     "interpolate": _interpolate,
@@ -157,19 +174,17 @@ class _Previews:
         self._next = started + max(PREVIEW_EVERY, took / PREVIEW_SHARE)
 
 
-def _told(
-    model: UniDiffuser, one: Sample, asked: Request | None, names: tuple[str, ...], scenes: bool
-) -> dict[str, Any]:
+def _told(bench: Bench, one: Sample, asked: Request | None, names: tuple[str, ...]) -> dict[str, Any]:
     """A sample as JSON; pictures that were sampled carry their recipe."""
-    recipe = asked.recipe(model, one, __version__) if asked else None
+    recipe = asked.recipe(bench.model, one, bench.library) if asked else None
     values = {
-        name: wire.write(model.modalities[name], raw, recipe if name in names else None)
+        name: wire.write(bench.model.modalities[name], raw, recipe if name in names else None)
         for name, raw in one.values.items()
     }
     told: dict[str, Any] = {"seed": one.seed, "values": values}
     if recipe:
         told["pixels"] = recipe.pixels
-    return told | ({"truth": truth(one.values)} if scenes else {})
+    return told | ({"truth": truth(one.values)} if bench.scenes else {})
 
 
 def _answer(model: UniDiffuser, asked: Request, samples: list[dict[str, Any]]) -> dict[str, Any]:

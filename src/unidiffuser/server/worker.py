@@ -32,13 +32,14 @@ CHECKERS, RUNNERS = 2, 64
 LOG = logging.getLogger(__name__)
 
 
-def work(connection: Connection, folders: list[str], device: str, lanes: int) -> None:
+def work(connection: Connection, folders: list[str], device: str, lanes: int, library: str) -> None:
     """Load the models, then serve jobs until the connection ends."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C goes to the whole group; the web process decides
     worker = Worker(connection)
     try:
         on_one_thread()
-        engine = Engine(load(folders, device), lanes=lanes if device == "cpu" else 1, seen=worker.forward)
+        lanes = lanes if device == "cpu" else 1
+        engine = Engine(load(folders, device), library=library, lanes=lanes, seen=worker.forward)
     except (ModelError, ValueError, OSError) as error:
         worker.say({"fatal": str(error)})
         return
