@@ -25,7 +25,7 @@ BLOCKING = {
     "acquire",
     "result",
 }
-BLOCKING_OWNERS = {"store", "time", "os", "shutil", "subprocess", "sqlite3", "requests"}
+BLOCKING_OWNERS = {"store", "time", "os", "shutil", "subprocess", "sqlite3"}
 
 
 def blocking_calls(source: str) -> Iterator[str]:

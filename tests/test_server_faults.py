@@ -1,4 +1,4 @@
-"""Faults: processes that are killed, disks that are full, signals under load. Nothing is lost and nothing runs twice."""
+"""Faults: processes that are killed, disks that are full, signals. Nothing is lost and nothing runs twice."""
 
 import json
 import os

@@ -9,9 +9,9 @@ import pytest
 pytest.importorskip("fastapi", reason="the extra [serve] is not installed")
 openai = pytest.importorskip("openai", reason="the official client is not installed")
 
-from PIL import Image
-from running_server import Server, data_url
-from tiny_model import tiny_model
+from PIL import Image  # noqa: E402
+from running_server import Server, data_url  # noqa: E402
+from tiny_model import tiny_model  # noqa: E402
 
 TEXT = "a large red circle"
 
