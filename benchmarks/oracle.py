@@ -13,8 +13,8 @@ from dataclasses import replace
 import numpy as np
 from PIL import Image, ImageFilter
 
+from unidiffuser.datasets.dice import Dice
 from unidiffuser.datasets.scenes import Scenes, facts, oracle, render
-from unidiffuser.datasets.scenes.dice import Dice
 from unidiffuser.datasets.scenes.facts import Object
 from unidiffuser.datasets.scenes.render import Bytes, Placed
 

@@ -20,29 +20,39 @@ LAYERS = """
     server
     presets
     train evaluate
+    stages
     optimise
+    training
     request
     pipeline recipe
+    encode
     codecs
     checkpoints
     datasets
     metrics
     modalities
+    captions
+    pretrained
     chains agreement
     sampling
     solvers
     guidance
     losses
-    mixture
+    lora
+    mixture reuse
     denoiser
     networks
+    offload
     process
     timesteps
     joint
+    strict_json
 """
 RANK = {name: rank for rank, line in enumerate(LAYERS.split("\n")) for name in line.split()}
 FORBIDDEN_WORDS = {"util", "utils", "helper", "helpers", "manager", "managers", "misc", "common"}
 UNSAFE_IMPORTS = {"pickle", "cPickle", "_pickle", "dill", "cloudpickle", "marshal", "shelve", "joblib"}
+WEIGHTS_ONLY = "checkpoints.tables"
+"""The one file that reads pickles, which others wrote, with torch's reader of tensors alone."""
 
 Sources = dict[str, str]  # dotted module name inside the package ("" for its __init__) -> source text
 
@@ -134,7 +144,7 @@ def content_complaints(sources: Sources) -> Iterator[str]:
             yield f"the module name {module} says nothing: name the thing it is"
         for node in ast.walk(ast.parse(text)):
             complaint = node_complaint(node)
-            if complaint:
+            if complaint and not (module == WEIGHTS_ONLY and ("pickle" in complaint or "runs what" in complaint)):
                 yield f"{module}:{getattr(node, 'lineno', '?')}: {complaint}"
 
 
@@ -144,6 +154,16 @@ def test_imports_point_down() -> None:
 
 def test_no_forbidden_content() -> None:
     assert list(content_complaints(read_sources())) == []
+
+
+def test_pickles_are_read_as_weights_only() -> None:
+    tree = ast.parse(read_sources()[WEIGHTS_ONLY])
+    calls = [
+        ast.unparse(node) for node in ast.walk(tree) if isinstance(node, ast.Call) and "load(" in ast.unparse(node)
+    ]
+    calls = [call for call in calls if call.startswith("torch.load(")]
+    assert calls and all("weights_only=True" in call for call in calls)
+    assert "pickle.load" not in ast.unparse(tree)
 
 
 @pytest.mark.parametrize(

@@ -144,6 +144,7 @@ HOSTILE: dict[str, tuple[bytes, str]] = {
     "only a header": (WHOLE[:33], "not a PNG"),
     "a quarter": (WHOLE[: len(WHOLE) // 4], "damaged"),
     "99 percent": (WHOLE[: len(WHOLE) * 99 // 100], "damaged"),
+    "the last chunk is missing": (WHOLE[:-12], "damaged"),
     "99 percent of a JPEG": (saved(NOISE, "JPEG")[:-60], "damaged"),
     "half a WebP": (saved(NOISE, "WEBP")[:500], r"not a PNG|damaged"),
     "a wrong checksum": (WHOLE[:60] + b"\x00\x01" + WHOLE[62:], "damaged"),

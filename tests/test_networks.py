@@ -131,7 +131,7 @@ def rotary(streams: dict[str, tuple[int, ...]]) -> UViT:
 
 def test_rotated_attention_sees_how_far_apart_two_tokens_are_and_nothing_else() -> None:
     network = rotary({"text": (9, 3), "image": (4, 8, 8)})
-    rotation = network._rotation(network.config.streams, torch.zeros(1))
+    rotation = network.rotation(network.config.streams, torch.zeros(1))
     q, k = torch.randn(2, 16, generator=torch.Generator().manual_seed(2))
     n = 2 + 9 + 16
     scores = rotate(q.expand(n, 16), rotation) @ rotate(k.expand(n, 16), rotation).T
@@ -145,8 +145,8 @@ def test_rotated_attention_sees_how_far_apart_two_tokens_are_and_nothing_else() 
 
 def test_a_larger_grid_is_rotated_over_the_same_range() -> None:
     network = rotary({"image": (4, 8, 8)})
-    cos, _ = network._rotation({"image": (4, 16, 16)}, torch.zeros(1))
-    known, _ = network._rotation({"image": (4, 8, 8)}, torch.zeros(1))
+    cos, _ = network.rotation({"image": (4, 16, 16)}, torch.zeros(1))
+    known, _ = network.rotation({"image": (4, 8, 8)}, torch.zeros(1))
     torch.testing.assert_close(cos[1:].view(8, 8, -1)[1::2, 1::2], known[1:].view(4, 4, -1))
 
 

@@ -1,5 +1,9 @@
 """Raw data in, raw data out: roles, seeds and parts, on a model with random weights."""
 
+import os
+import subprocess
+import sys
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -49,6 +53,17 @@ def test_the_denoiser_is_the_same_to_the_bit_in_any_batch(model: UniDiffuser, ro
     whole = model.denoiser(xt, t)
     part = model.denoiser({s: x[:rows] for s, x in xt.items()}, {m: value[:rows] for m, value in t.items()})
     assert all(torch.equal(part[stream], whole[stream][:rows]) for stream in xt)
+
+
+@pytest.mark.parametrize("instructions", ["SSE4_2", "AVX2", "AVX512"])
+def test_and_so_it_is_on_older_processors(instructions: str) -> None:
+    """Intel's MKL, where torch uses it, can be told to do as if; elsewhere this repeats the test above."""
+    names = "tests/test_pipeline.py::test_the_denoiser_is_the_same_to_the_bit_in_any_batch"
+    environment = {**os.environ, "MKL_ENABLE_INSTRUCTIONS": instructions}
+    environment.pop("MKL_CBWR", None)  # this process has set it; the other one shall do so itself
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", names]
+    done = subprocess.run(command, env=environment, cwd=Path(__file__).parents[1], capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout
 
 
 def test_the_given_comes_back_and_matters(model: UniDiffuser, picture: Image.Image) -> None:

@@ -6,8 +6,8 @@ from itertools import pairwise
 import numpy as np
 import pytest
 
+from unidiffuser.datasets.dice import Dice
 from unidiffuser.datasets.scenes import Scenes, facts, frequencies, grammar, render
-from unidiffuser.datasets.scenes.dice import Dice
 from unidiffuser.datasets.scenes.facts import Object, Scene, agreement, agrees
 
 RED_CIRCLE, BLUE_SQUARE = Object("large", "red", "circle"), Object("small", "blue", "square")

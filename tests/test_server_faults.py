@@ -140,18 +140,26 @@ def test_a_model_replaced_on_the_disk_changes_nothing_that_is_loaded(tmp_path: P
         assert server.done(CANARY)["model_sha256"] == loaded
 
 
-@pytest.mark.parametrize("fault", ["missing", "empty", "twice"])
+@pytest.mark.parametrize("fault", ["missing", "unknown", "empty", "twice"])
 def test_a_model_that_cannot_be_served_is_one_sentence(model: Path, tmp_path: Path, fault: str) -> None:
     folder = tmp_path / "broken"
     if fault == "empty":
         folder.mkdir()
-    flags = ["--model", str(model), "--model", str(model)] if fault == "twice" else ["--model", str(folder)]
+    names = {"twice": [str(model), str(model)], "unknown": ["nobody"]}.get(fault, [str(folder)])
+    flags = [flag for name in names for flag in ("--model", name)]
     command = [sys.executable, "-m", "unidiffuser", "serve", "--port", "0", "--data-dir", str(tmp_path / "d"), *flags]
     environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[1] / "src")}
     ended = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=120)
     last = ended.stderr.strip().splitlines()[-1]
-    assert ended.returncode in (1, 2) and last.startswith("unidiffuser: ") and "Traceback" not in ended.stderr
-    assert {"missing": "no model folder", "empty": "not a whole model", "twice": "two models are called"}[fault] in last
+    assert ended.returncode == 1 and last.startswith("unidiffuser: ") and "Traceback" not in ended.stderr
+    assert "the studio is at" not in ended.stderr
+    sentences = {
+        "missing": "no model folder",
+        "unknown": "there is no model 'nobody'",
+        "empty": "not a whole model",
+        "twice": "two models are called",
+    }
+    assert sentences[fault] in last
 
 
 def test_no_connection_leaves_this_machine(model: Path, tmp_path: Path) -> None:

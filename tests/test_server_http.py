@@ -265,7 +265,8 @@ def test_any_prompt_is_a_result_or_a_refusal(server: Server, prompt: str) -> Non
 
 BODIES = [
     b"", b"{", b"{} x", b"[]", b"null", b'{"a": NaN}', b'{"seed": Infinity}', b'{"guidance": 1e400}',
-    b'{"n": 1, "n": 2}', b'{"seed": ' + b"1" * 5000 + b"}", b"[" * 100_000, b'{"a":' * 100_000, b'"\\ud800"', b'{"prompt": "\\ud800"}',
+    b'{"n": 1, "n": 2}', b'{"seed": ' + b"1" * 5000 + b"}", b"[" * 100_000, b'{"a":' * 100_000,
+    b'"\\ud800"', b'{"prompt": "\\ud800"}',
     '{"prompt": "x"}'.encode("utf-16"), b"\xff\xfe", b'{"prompt": "\xff"}',
 ]  # fmt: skip
 

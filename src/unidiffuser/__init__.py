@@ -8,6 +8,7 @@
 `UniDiffuser` and its companions are imported when first asked for: `unidiffuser --help` does not wait for torch.
 """
 
+import os
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -16,6 +17,10 @@ if TYPE_CHECKING:
     from unidiffuser.guidance import Guidance as Guidance
     from unidiffuser.pipeline import Sample as Sample
     from unidiffuser.pipeline import UniDiffuser as UniDiffuser
+
+# MKL adds up a product of few rows in another order than one of many, and a sample would depend on the batch that it is
+# drawn in. In this mode it does not, at no cost (docs/LOG.md). MKL reads the variable at its first product.
+os.environ.setdefault("MKL_CBWR", "AUTO,STRICT")
 
 __version__ = "0.1.0"
 __all__ = ["Guidance", "ModelError", "Sample", "Settings", "UniDiffuser", "__version__"]

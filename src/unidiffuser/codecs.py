@@ -4,7 +4,7 @@ A codec knows its streams by relative names; here they get the full names of the
 modality of several streams). What a user gives is checked here. This file knows no network and no timestep.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -39,32 +39,45 @@ class Codecs:
             if name not in self.modalities:
                 raise ValueError(f"this model has no modality {name!r}; it has {', '.join(self.modalities)}")
 
-    def encode(self, values: Mapping[str, list[Any]]) -> Joint:
-        """Modality -> B raw values, as streams (B, ...) on the CPU. Raises what the codecs' `check` raises."""
+    def encode(self, values: Mapping[str, list[Any]], seeds: Sequence[int] | None = None) -> Joint:
+        """Modality -> B raw values, as streams (B, ...) on the CPU. Raises what the codecs' `check` raises.
+
+        seeds: one a sample, for codecs whose encoding is a distribution; absent: its mean.
+        """
         joint: Joint = {}
         for name, raws in values.items():
             codec = self[name]
             checked = [codec.check(raw) for raw in raws]
-            joint |= {_full(name, stream): x for stream, x in codec.encode(checked).items()}
+            streams = codec.encode(checked) if seeds is None else codec.encode_seeded(checked, seeds)
+            joint |= {_full(name, stream): x for stream, x in streams.items()}
         return joint
 
-    def decode(self, joint: Joint) -> dict[str, list[Any]]:
-        """Streams (B, ...) as modality -> B raw values; a modality needs all its streams."""
+    def decode(self, joint: Joint, seeds: Sequence[int] | None = None) -> dict[str, list[Any]]:
+        """Streams (B, ...) as modality -> B raw values; a modality needs all its streams.
+
+        seeds: one a sample, for codecs whose decoding is a distribution.
+        """
         present = {modality_of(stream) for stream in joint}
-        return {
-            name: codec.decode({stream: joint[_full(name, stream)].float().cpu() for stream in codec.streams})
-            for name, codec in self.modalities.items()
-            if name in present
-        }
+        values = {}
+        for name, codec in self.modalities.items():
+            if name in present:
+                streams = {stream: joint[_full(name, stream)].float().cpu() for stream in codec.streams}
+                values[name] = codec.decode(streams) if seeds is None else codec.decode_seeded(streams, seeds)
+        return values
 
     def empty(self, names: Iterable[str]) -> Joint:
         """The empty values (1, ...) of some modalities; ValueError for one that has none."""
         return {_full(name, stream): x for name in names for stream, x in self[name].empty().items()}
 
     def given(
-        self, sampled: Iterable[str], n: int, given: Mapping[str, Any], masks: Mapping[str, Any]
+        self,
+        sampled: Iterable[str],
+        n: int,
+        given: Mapping[str, Any],
+        masks: Mapping[str, Any],
+        seeds: Sequence[int],
     ) -> tuple[dict[str, list[Any]], Known]:
-        """What a user gives for n samples: one value or a list of n for each modality.
+        """What a user gives for n samples with these seeds: one value or a list of n for each modality.
 
         Returns:
             The checked values of what is given whole, n of each; and what is known of what is both sampled and given.
@@ -78,7 +91,7 @@ class Codecs:
         known: Known = {}
         for name in sampled:
             if name in given:
-                known |= self._known(name, _rows(name, given[name], n), masks.get(name))
+                known |= self._known(name, _rows(name, given[name], n), masks.get(name), seeds)
         return self.whole(n, {name: value for name, value in given.items() if name not in sampled}), known
 
     def whole(self, n: int, given: Mapping[str, Any]) -> dict[str, list[Any]]:
@@ -89,11 +102,11 @@ class Codecs:
             values[name] = [codec.check(raw) for raw in _rows(name, value, n)]
         return values
 
-    def _known(self, name: str, raws: list[Any], mask: Any) -> Known:
+    def _known(self, name: str, raws: list[Any], mask: Any, seeds: Sequence[int]) -> Known:
         """What is known of a modality given in part."""
         codec = self[name]
         parts = [codec.part(raw, mask) for raw in raws]
-        clean = codec.encode([raw for raw, _ in parts])
+        clean = codec.encode_seeded([raw for raw, _ in parts], seeds)
         return {_full(name, s): (x, torch.stack([known[s] for _, known in parts])) for s, x in clean.items()}
 
 

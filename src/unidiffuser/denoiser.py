@@ -6,8 +6,10 @@ A guided denoiser, an averaged denoiser, a distilled denoiser, a closed-form den
 Denoisers. Solvers, previews and distillation know nothing else. This file knows nothing of roles or raw data.
 """
 
+from collections.abc import Collection
 from typing import Protocol
 
+import torch
 from torch import Tensor, nn
 
 from unidiffuser.joint import Joint, modality_of
@@ -30,27 +32,37 @@ class NetworkDenoiser:
     """A network and a process, together a Denoiser."""
 
     def __init__(
-        self, network: nn.Module, process: Process, prediction: Prediction, label: Tensor | None = None
+        self,
+        network: nn.Module,
+        process: Process,
+        prediction: Prediction,
+        label: int | None = None,
+        wanted: Collection[str] | None = None,
     ) -> None:
         """
         Args:
-            network: (x_t, t, label) -> joint of raw outputs.
+            network: (x_t, t, label, wanted) -> joint of raw outputs.
             process: the noising process it was trained with.
             prediction: what its outputs stand for.
-            label: (B,) the global label of each sample, for networks that have a label token.
+            label: the global label of all samples, for networks that have a label token.
+            wanted: the streams that anybody asks for; all if absent. The network skips the heads of the others.
         """
-        self.network, self.process, self.prediction, self.label = network, process, prediction, label
+        self.network, self.process, self.prediction = network, process, prediction
+        self.label, self.wanted = label, wanted
 
     def __call__(self, xt: Joint, t: dict[str, Tensor]) -> Joint:
-        label = self._label_for(xt)
-        output = self.network(xt, t, label)
+        output = self.predict(xt, t, self.label_for(xt))
         return {
-            stream: self.process.x0_from(self.prediction, output[stream], x, t[modality_of(stream)])
-            for stream, x in xt.items()
+            stream: self.process.x0_from(self.prediction, out.to(xt[stream]), xt[stream], t[modality_of(stream)])
+            for stream, out in output.items()
         }
 
-    def _label_for(self, xt: Joint) -> Tensor | None:
-        """The labels, repeated when guidance stacks several branches of the batch into one forward."""
-        if self.label is None:
-            return None
-        return self.label.repeat(next(iter(xt.values())).shape[0] // self.label.shape[0])
+    def predict(self, xt: Joint, t: dict[str, Tensor], label: Tensor | None) -> Joint:
+        """The network's raw output for the wanted streams."""
+        output: Joint = self.network(xt, t, label, self.wanted)
+        return output
+
+    def label_for(self, xt: Joint) -> Tensor | None:
+        """The label of every row, (B,)."""
+        x = next(iter(xt.values()))
+        return None if self.label is None else torch.full((len(x),), self.label, dtype=torch.long, device=x.device)

@@ -9,13 +9,13 @@ predict, and it does not count.
 This file knows nothing of optimisers, data or codecs.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor, nn
 
-from unidiffuser.joint import Joint, map_joint, modalities_of, modality_of
+from unidiffuser.joint import Joint, Shapes, generator, map_joint, modalities_of, modality_of
 from unidiffuser.process import Prediction, Process
 from unidiffuser.timesteps import draw_timesteps
 
@@ -58,15 +58,51 @@ def denoising_loss(
     return noised_loss(objective, network, x0, eps, t, label)
 
 
+def draw(shapes: Shapes, seed: int, step: int, places: Sequence[int], ends: float) -> tuple[Joint, dict[str, Tensor]]:
+    """The noise and the timesteps of some samples of a step, each a function of (seed, step, its place) alone.
+
+    So neither the size of a part nor the number of processes changes what a sample is trained on.
+
+    Args:
+        shapes: stream -> shape of one sample.
+        places: of the B samples in the step's batch.
+        ends: see `timesteps.draw_timesteps`.
+
+    Returns:
+        eps, stream -> (B, ...); t, modality -> (B,).
+    """
+    t: dict[str, list[Tensor]] = {m: [] for m in modalities_of(shapes)}
+    eps: dict[str, list[Tensor]] = {s: [] for s in shapes}
+    for place in places:
+        g = generator(seed, "noise", step, place)
+        for m, one in draw_timesteps(t, 1, g, ends=ends).items():
+            t[m].append(one)
+        for s, shape in shapes.items():
+            eps[s].append(torch.randn(shape, generator=g))
+    return {s: torch.stack(x) for s, x in eps.items()}, {m: torch.cat(x) for m, x in t.items()}
+
+
 def noised_loss(
     objective: Objective,
-    network: nn.Module,
+    network: Callable[..., Joint],
     x0: Joint,
     eps: Joint,
     t: Mapping[str, Tensor],
     label: Tensor | None = None,
+    *,
+    present: Mapping[str, Tensor] | None = None,
+    expected: bool = False,
 ) -> tuple[Tensor, dict[str, Tensor]]:
-    """The objective for noise eps and timesteps t that are already drawn; see `denoising_loss`."""
+    """The objective for noise eps and timesteps t that are already drawn; see `denoising_loss`.
+
+    Args:
+        present: modality -> (B,) bool: where it is False the sample lacks the modality, which is then noise at t = 1
+            and does not count.
+        expected: divide the sum of a stream's errors not by the number of samples that count but by the expected
+            number, B (1 - ends): then the mean over the parts of a batch is the loss of the batch.
+    """
+    if present is not None:
+        t = {m: torch.where(present[m], value, 1.0) for m, value in t.items()}
     process = objective.process
     xt = {s: process.add_noise(x, eps[s], t[modality_of(s)]) for s, x in x0.items()}
     output = network(xt, t, label)
@@ -75,7 +111,9 @@ def noised_loss(
         t_s = t[modality_of(stream)]
         target = process.target(objective.prediction, clean, eps[stream], t_s)
         squared = (output[stream].float() - target).square().flatten(1).mean(1)  # (B,)
-        errors[stream] = (squared * _weight(objective, t_s)).sum() / (t_s > 0).sum().clamp(min=1)
+        counts = (t_s > 0) if present is None else (t_s > 0) & present[modality_of(stream)]
+        number = counts.sum().clamp(min=1) if not expected else len(t_s) * (1 - objective.ends)
+        errors[stream] = torch.where(counts, squared * _weight(objective, t_s), 0.0).sum() / number
     loss = torch.stack([objective.weights.get(s, 1.0) * error for s, error in errors.items()]).sum()
     return loss, map_joint(torch.Tensor.detach, errors)
 

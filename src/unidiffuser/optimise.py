@@ -7,12 +7,12 @@ run that was stopped and one that went straight through see the same numbers and
 of modalities, data or what the loss means.
 """
 
-import json
 import logging
 import math
 import signal
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,167 +20,248 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from unidiffuser.checkpoints import sharded
 from unidiffuser.checkpoints import training as checkpoints
+from unidiffuser.training import TrainingError
+from unidiffuser.training.journal import Journal
+from unidiffuser.training.preset import OptimiserSettings as OptimiserSettings
+from unidiffuser.training.state import Averages, Optimisers, state_of, unsharded
+from unidiffuser.training.team import Team, full, quiet
 
 log = logging.getLogger(__name__)
 
 MAX_BAD_STEPS = 10
 """So many steps in a row without a finite gradient stop a run."""
+MAX_FAILED_SAVES = 2
+"""So many checkpoints in a row that the disk refuses stop a run."""
 
-
-@dataclass(frozen=True, kw_only=True)
-class OptimiserSettings:
-    """How a model is optimised."""
-
-    steps: int
-    """Optimiser steps in all."""
-    batch: int
-    """Samples a step."""
-    lr: float = 1e-3
-    """Peak learning rate of AdamW."""
-    warmup: int = 200
-    """Steps of linear warm-up."""
-    cooldown: float = 0.2
-    """Share of the steps, at the end, over which the rate falls linearly to 0."""
-    weight_decay: float = 0.01
-    """Decoupled weight decay."""
-    betas: tuple[float, float] = (0.9, 0.99)
-    """AdamW's moments."""
-    ema: float = 0.9995
-    """Decay a step of the averaged weights, which are the ones that are kept; shorter while the run is young."""
-    clip: float = 1.0
-    """Largest norm of the gradient."""
-    autocast: bool = True
-    """Matrix products in bfloat16."""
-    save_every: int = 1000
-    """Steps between checkpoints."""
-    log_every: int = 50
-    """Steps between lines of metrics.jsonl."""
-    seed: int = 0
-    """Of the weights, the data order, the timesteps and the noise."""
+LossOf = Callable[[int], tuple[Tensor, Mapping[str, Tensor]]]
+"""Part of a step -> (loss, named parts to log); part k of step s of a run with A parts a step is number s A + k."""
 
 
 def fit(
     model: nn.Module,
-    loss_of: Callable[[int], tuple[Tensor, Mapping[str, Tensor]]],
+    loss_of: LossOf,
     settings: OptimiserSettings,
     folder: Path,
     progress: Callable[[int, Mapping[str, float]], None] | None = None,
 ) -> dict[str, Tensor]:
+    """Optimise a model in this process alone; see `fit_all`. Returns the averaged weights."""
+    return fit_all(model, loss_of, settings, folder, progress)[0]
+
+
+def fit_all(
+    model: nn.Module,
+    loss_of: LossOf,
+    settings: OptimiserSettings,
+    folder: Path,
+    progress: Callable[[int, Mapping[str, float]], None] | None = None,
+    *,
+    team: Team | None = None,
+    called: Any = None,
+    tensorboard: bool = False,
+    saved: Callable[[int], None] | None = None,
+) -> list[dict[str, Tensor]]:
     """Optimise a model until `settings.steps`, going on from the folder's newest whole checkpoint.
 
     Args:
-        model: its weights are changed.
-        loss_of: step -> (loss, named parts to log). It must depend on the step and the weights alone.
+        model: its weights are changed, those that are not frozen.
+        loss_of: it must depend on its number and the weights alone.
         folder: where checkpoints/ and metrics.jsonl lie.
         progress: called with the step and the last logged figures.
+        team: the processes that train together; None: this one alone.
+        called: what `loss_of` calls in the place of the model, when many processes share it.
+        tensorboard: whether figures go there as well.
+        saved: told the step of every checkpoint that was written.
 
     Returns:
-        The averaged weights.
+        The averages of the weights that train, whole: of the decay `ema` first, then of `more_ema`.
 
     Raises:
-        RuntimeError: the loss or its gradient stayed non-finite.
+        TrainingError: the loss or its gradient stayed non-finite, or the disk kept refusing checkpoints.
         SystemExit (143), KeyboardInterrupt: it was asked to stop, after a checkpoint was saved.
     """
-    optimiser = _optimiser(model, settings)
-    average = {name: p.detach().clone() for name, p in model.named_parameters()}
-    first = _resume(folder, model, average, optimiser)
-    started, bad = time.monotonic(), 0
-    with _Signals() as signals, open(folder / "metrics.jsonl", "a", encoding="utf-8") as metrics:
-        for step in range(first, settings.steps):
-            loss, parts = loss_of(step)
-            loss.backward()
-            norm = nn.utils.clip_grad_norm_(model.parameters(), settings.clip)
-            bad = 0 if math.isfinite(norm.item()) else bad + 1
-            if bad > MAX_BAD_STEPS:
-                raise RuntimeError(
-                    f"the loss was not finite in {bad} steps in a row, the last one {step}; lower the learning rate"
-                )
-            if not bad:
-                _update(optimiser, settings.lr * _rate(step, settings))
-                _average(average, model, min(settings.ema, 1 - 1 / (step + 2)))
-            model.zero_grad(set_to_none=True)
-            done = step + 1
-            if done % settings.log_every == 0:
-                speed = (done - first) * settings.batch / (time.monotonic() - started)
-                figures = {"loss": loss.item(), "grad_norm": norm.item(), **{k: v.item() for k, v in parts.items()}}
-                _write_line(metrics, {"step": done, **figures, "samples_per_second": round(speed, 1)})
+    run = _Run(model, settings, folder, team or Team(), model if called is None else called, saved)
+    run.resume()
+    with _Signals(run.team) as signals, _loaders_watched():
+        journal = Journal(folder, run.step, tensorboard=tensorboard) if run.team.first else None
+        started, first = time.monotonic(), run.step
+        while run.step < settings.steps:
+            loss, parts, norm = run.take_step(loss_of)
+            if run.step % settings.log_every == 0:
+                figures = run.team.mean({"loss": loss, **parts}) | {"grad_norm": norm}
+                speed = (run.step - first) * settings.batch / max(time.monotonic() - started, 1e-9)
+                if journal:
+                    journal.write(run.step, {**figures, "samples_per_second": round(speed, 1)})
                 if progress:
-                    progress(done, figures)
-            if done % settings.save_every == 0 or done == settings.steps or signals.received:
-                checkpoints.save(folder, done, _state(model, average, optimiser))
-            signals.leave_if_asked()
-    return average
+                    progress(run.step, figures)
+            asked = signals.asked()
+            if run.step % settings.save_every == 0 or run.step == settings.steps or asked:
+                run.save(last=bool(asked) or run.step == settings.steps)
+            signals.leave(asked)
+    return [{name: full(x) for name, x in average.items()} for average in run.averages.weights]
 
 
-def _rate(step: int, settings: OptimiserSettings) -> float:
+@contextmanager
+def _loaders_watched() -> Iterator[None]:
+    """Say in one sentence that a loader process died; torch raises it wherever the main process happens to be."""
+    try:
+        yield
+    except RuntimeError as error:
+        if "DataLoader worker" not in str(error):
+            raise
+        raise TrainingError(
+            "a loader process died, perhaps for lack of memory; give the same line again: it goes on from the last "
+            "checkpoint; --workers 1 takes less memory"
+        ) from error
+
+
+@dataclass
+class _Run:
+    """A run between two steps."""
+
+    model: nn.Module
+    settings: OptimiserSettings
+    folder: Path
+    team: Team
+    called: Any
+    saved: Callable[[int], None] | None
+    step: int = 0
+    bad: int = 0
+    failed_saves: int = 0
+
+    def __post_init__(self) -> None:
+        self.optimisers = Optimisers(self.model, self.settings)
+        self.averages = Averages(self.model, (self.settings.ema, *self.settings.more_ema))
+
+    def resume(self) -> None:
+        """Load the newest whole checkpoint of the folder, if there is one."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        if self.team.first:
+            checkpoints.sweep(self.folder)
+        found = self.team.tell(_findable(self.folder) if self.team.first else None)
+        if found is None:
+            return
+        if isinstance(found, str):
+            raise ValueError(found)
+        step, place = found
+        self.optimisers.begin()
+        with torch.no_grad():
+            sharded.load_into(Path(place), state_of(self.model, self.averages, self.optimisers))
+        self.step = step
+        log.info("going on from step %d of %s", step, self.folder)
+
+    def take_step(self, loss_of: LossOf) -> tuple[float, dict[str, float], float]:
+        """One step of the optimiser, unless its gradient is not finite. Returns the loss, its parts, and the norm."""
+        loss, parts = 0.0, dict[str, float]()
+        count = self.settings.accumulate
+        for k in range(count):
+            with quiet(self.called, last=k == count - 1):
+                one, its_parts = self._loss(loss_of, self.step * count + k)
+                (one / count).backward()
+            loss += one.item() / count
+            for name, x in its_parts.items():
+                parts[name] = parts.get(name, 0.0) + float(x) / count
+        weights = [p for p in self.model.parameters() if p.grad is not None]
+        norm = float(full(nn.utils.clip_grad_norm_(weights, self.settings.clip)))
+        self._count(math.isfinite(norm))
+        if not self.bad:
+            self.optimisers.step(rate(self.step, self.settings))
+            self.averages.update(self.step)
+        self.model.zero_grad(set_to_none=True)
+        self.step += 1
+        return loss, parts, norm
+
+    def _loss(self, loss_of: LossOf, number: int) -> tuple[Tensor, Mapping[str, Tensor]]:
+        """The loss; if there is none to be had, what was trained so far is saved before the error goes on."""
+        try:
+            return loss_of(number)
+        except Exception as error:
+            self.model.zero_grad(set_to_none=True)
+            if self.step and self.team.size == 1:
+                self.save(last=True)
+            if isinstance(error, torch.OutOfMemoryError | MemoryError):
+                raise TrainingError(_out_of_memory(self.settings)) from error
+            raise
+
+    def _count(self, finite: bool) -> None:
+        """Count steps in a row without a finite gradient."""
+        self.bad = 0 if finite else self.bad + 1
+        if self.bad:
+            log.warning("the gradient of step %d is not finite; the step is left out", self.step)
+        if self.bad > MAX_BAD_STEPS:
+            raise TrainingError(
+                f"the loss was not finite in {self.bad} steps in a row, the last one {self.step}; "
+                "lower the learning rate and give the same line again: it goes on from the last checkpoint"
+            )
+
+    def save(self, last: bool) -> None:
+        """Write a checkpoint; a disk that refuses is forgiven once, unless it was the last chance."""
+        state = state_of(self.model, self.averages, self.optimisers)
+        trouble = _saved(self.folder, self.step, state, self.team)
+        if not trouble:
+            self.failed_saves = 0
+            if self.saved and self.team.first:
+                self.saved(self.step)
+            return
+        self.failed_saves += 1
+        log.warning("the checkpoint of step %d could not be written: %s", self.step, trouble)
+        if last or self.failed_saves >= MAX_FAILED_SAVES:
+            raise TrainingError(
+                f"no checkpoint could be written to {self.folder}: {trouble}; the older ones are whole: "
+                "make room and give the same line again"
+            )
+
+
+def _findable(folder: Path) -> tuple[int, str] | str | None:
+    """The newest whole checkpoint's step and place, or what is wrong with all of them."""
+    try:
+        found = checkpoints.find(folder)
+    except ValueError as error:
+        return str(error)
+    return None if found is None else (found[0], str(found[1]))
+
+
+def _saved(folder: Path, step: int, state: Mapping[str, Tensor], team: Team) -> str:
+    """Write a checkpoint together; what went wrong, or nothing."""
+    if unsharded(state):
+        return str(team.tell(_attempt(lambda: checkpoints.save(folder, step, state)) if team.first else ""))
+    aside = team.tell(str(checkpoints.prepare(folder, step)) if team.first else "")
+    trouble = _attempt(lambda: sharded.fill(Path(aside), state))
+    if team.agree(int(bool(trouble))):
+        return trouble or "another process could not write its shards"
+    return str(team.tell(_attempt(lambda: checkpoints.finish(folder, step, Path(aside))) if team.first else ""))
+
+
+def _attempt(do: Callable[[], Any]) -> str:
+    """What the disk says to it; empty if all went well."""
+    try:
+        do()
+    except OSError as error:
+        return f"{error.filename}: {error.strerror}" if error.filename and error.strerror else str(error)
+    return ""
+
+
+def _out_of_memory(settings: OptimiserSettings) -> str:
+    return (
+        f"a part of {settings.batch // settings.accumulate} samples does not fit in memory; the weights are saved. "
+        f"Give the same line with --set training.accumulate={2 * settings.accumulate}, with "
+        "--set training.recompute=true, or a smaller --size in another folder"
+    )
+
+
+def rate(step: int, settings: OptimiserSettings) -> float:
     """The share of the peak learning rate: up linearly, level, down linearly."""
     up = (step + 1) / max(settings.warmup, 1)
     down = (settings.steps - step) / max(settings.cooldown * settings.steps, 1)
     return min(1.0, up, down)
 
 
-def _optimiser(model: nn.Module, settings: OptimiserSettings) -> torch.optim.Optimizer:
-    """AdamW; only matrices and kernels decay."""
-    kinds = [p for p in model.parameters() if p.ndim > 1], [p for p in model.parameters() if p.ndim <= 1]
-    groups = [
-        {"params": p, "weight_decay": decay} for p, decay in zip(kinds, (settings.weight_decay, 0.0), strict=True)
-    ]
-    return torch.optim.AdamW(groups, lr=settings.lr, betas=settings.betas, fused=True)
-
-
-def _update(optimiser: torch.optim.Optimizer, lr: float) -> None:
-    for group in optimiser.param_groups:
-        group["lr"] = lr
-    optimiser.step()
-
-
-@torch.no_grad()
-def _average(average: dict[str, Tensor], model: nn.Module, decay: float) -> None:
-    torch._foreach_lerp_(list(average.values()), [p.detach() for p in model.parameters()], 1 - decay)
-
-
-def _state(model: nn.Module, average: Mapping[str, Tensor], optimiser: torch.optim.Optimizer) -> dict[str, Tensor]:
-    """All that a run needs to go on, under flat names."""
-    state = {f"model.{name}": x for name, x in model.state_dict().items()}
-    state |= {f"average.{name}": x for name, x in average.items()}
-    for index, values in optimiser.state_dict()["state"].items():
-        state |= {f"optimiser.{index}.{name}": torch.as_tensor(x) for name, x in values.items()}
-    return state
-
-
-def _resume(folder: Path, model: nn.Module, average: dict[str, Tensor], optimiser: torch.optim.Optimizer) -> int:
-    """Load the newest whole checkpoint of a folder, if there is one; the step to go on from."""
-    folder.mkdir(parents=True, exist_ok=True)
-    found = checkpoints.newest(folder)
-    if found is None:
-        return 0
-    step, state = found
-    model.load_state_dict({name.removeprefix("model."): x for name, x in state.items() if name.startswith("model.")})
-    for name, x in average.items():
-        x.copy_(state[f"average.{name}"])
-    saved: dict[int, dict[str, Tensor]] = {}
-    for name, x in state.items():
-        if name.startswith("optimiser."):
-            _, index, key = name.split(".")
-            saved.setdefault(int(index), {})[key] = x
-    optimiser.load_state_dict({**optimiser.state_dict(), "state": saved})
-    log.info("going on from step %d of %s", step, folder)
-    return step
-
-
-def _write_line(file: Any, figures: Mapping[str, float]) -> None:
-    """One JSON line; a number that is not finite becomes null, which JSON can say."""
-    safe = {k: (v if math.isfinite(v) else None) for k, v in figures.items()}
-    file.write(json.dumps(safe, allow_nan=False) + "\n")
-    file.flush()
-
-
 class _Signals:
     """Remember SIGINT and SIGTERM until the step is done and saved; a second one acts at once."""
 
-    def __init__(self) -> None:
-        self.received: int | None = None
+    def __init__(self, team: Team) -> None:
+        self.received, self.team = 0, team
 
     def __enter__(self) -> "_Signals":
         self.before = {s: signal.signal(s, self._remember) for s in (signal.SIGINT, signal.SIGTERM)}
@@ -194,8 +275,13 @@ class _Signals:
         self.received = number
         signal.signal(number, self.before[signal.Signals(number)])
 
-    def leave_if_asked(self) -> None:
-        if self.received == signal.SIGINT:
+    def asked(self) -> int:
+        """The signal that came to this process or to another of the team, or 0."""
+        return self.team.agree(self.received)
+
+    def leave(self, number: int) -> None:
+        """Stop as the signal asks."""
+        if number == signal.SIGINT:
             raise KeyboardInterrupt
-        if self.received == signal.SIGTERM:
+        if number == signal.SIGTERM:
             raise SystemExit(128 + signal.SIGTERM)

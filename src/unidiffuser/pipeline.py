@@ -13,9 +13,12 @@ Sample k of a call with seed s has the seed s + k and is the same in any batch. 
 and no file format: it turns raw values into streams, hands them to `sampling`, and turns the result back.
 """
 
-import copy
+import hashlib
+import logging
+import math
 import secrets
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
+from copy import copy
 from dataclasses import dataclass, replace
 from itertools import pairwise
 from pathlib import Path
@@ -27,21 +30,26 @@ from torch import Tensor
 
 from unidiffuser import chains, sampling
 from unidiffuser.agreement import pointwise_information
-from unidiffuser.checkpoints import NAME, Parts, Settings, box, native
+from unidiffuser.checkpoints import Parts, Settings, box, native
 from unidiffuser.codecs import Codecs, Known
 from unidiffuser.denoiser import Denoiser, NetworkDenoiser
 from unidiffuser.guidance import Guidance
 from unidiffuser.joint import MAX_SEED, Joint, batch_size, check_seeds, modality_of
-from unidiffuser.modalities import Modality
+from unidiffuser.lora import Additions, merge
+from unidiffuser.modalities import NAME, Modality
 from unidiffuser.networks import Network
+from unidiffuser.offload import Offloaded, Weights
 from unidiffuser.process import PROCESSES, Prediction
+from unidiffuser.reuse import Reuse, ReusingDenoiser
 from unidiffuser.timesteps import Roles, assign_roles
+
+log = logging.getLogger(__name__)
 
 MAX_SAMPLES = 10_000
 MAX_STEPS = 1000
 RESERVED = {
-    "n", "seed", "steps", "solver", "grid", "guidance", "looseness", "masks", "path", "batch", "on_step",
-    "on_link", "watch",
+    "n", "seed", "steps", "solver", "grid", "guidance", "label", "reuse", "size", "looseness", "masks", "path",
+    "batch", "on_step", "on_link", "watch",
 }  # fmt: skip
 
 Progress = Callable[[int, int], None]
@@ -109,6 +117,7 @@ class UniDiffuser:
         training: Mapping[str, Any] | None = None,
         card: str = "",
         digest: str = "",
+        weights: Weights | None = None,
     ) -> None:
         """
         Args:
@@ -119,6 +128,7 @@ class UniDiffuser:
             settings: how to sample unless told otherwise.
             name, training, card: what the model says of itself.
             digest: the sha256 of the files it came from.
+            weights: where the network's weights come from, if it is asleep (`offload`).
 
         Raises:
             ValueError: an impossible name, an unknown process, or streams that do not fit the network.
@@ -132,8 +142,8 @@ class UniDiffuser:
             raise ValueError(f"there is no process {process!r}; there are {', '.join(PROCESSES)}")
         self.name, self.prediction, self.digest = name, prediction, digest
         self.codecs = Codecs(modalities)
-        self.network = network.requires_grad_(False).eval()
-        self._denoiser: Denoiser | None = None
+        self.part = Offloaded(network.requires_grad_(False).eval(), weights)
+        self._other: Denoiser | None = None
         self.process_name, self.process = process, PROCESSES[process]()
         self.settings = settings or Settings()
         self.training, self.card = dict(training or {}), card
@@ -142,14 +152,27 @@ class UniDiffuser:
             raise ValueError(f"the modalities have the streams {self.shapes}, but the network was made for {expected}")
 
     @classmethod
-    def from_pretrained(cls, model: str | Path, *, device: str | torch.device = "cpu") -> Self:
+    def from_pretrained(
+        cls,
+        model: str | Path,
+        *,
+        device: str | torch.device = "cpu",
+        dtype: torch.dtype = torch.float32,
+        low_memory: bool = False,
+    ) -> Self:
         """A saved model: the name of one in the box, or a folder.
+
+        Args:
+            device, dtype, low_memory: as for `to`.
 
         Raises:
             ModelError: it is missing, damaged, foreign or from a newer version.
             ValueError: there is no such device.
         """
-        return cls.from_parts(native.read(box.find(model))).to(device)
+        loaded = cls.from_parts(native.read(box.find(model))).to(device, dtype, low_memory=low_memory)
+        if not low_memory:
+            loaded.part.wake()
+        return loaded
 
     @classmethod
     def from_parts(cls, parts: Parts) -> Self:
@@ -164,6 +187,7 @@ class UniDiffuser:
             training=parts.training,
             card=parts.card,
             digest=parts.digest,
+            weights=parts.weights,
         )
 
     def save(self, folder: str | Path, *, stored: native.Stored = "float32", force: bool = False) -> None:
@@ -171,6 +195,7 @@ class UniDiffuser:
         parts = Parts(
             name=self.name,
             network=self.network,
+            weights=self.part.weights,
             process=self.process_name,
             prediction=self.prediction,
             modalities=self.modalities,
@@ -180,13 +205,58 @@ class UniDiffuser:
         )
         native.write(folder, parts, stored=stored, force=force)
 
-    def to(self, device: str | torch.device) -> Self:
-        """Move the network to a device."""
-        try:
-            self.network.to(device)
-        except (RuntimeError, AssertionError) as error:
-            raise ValueError(f"the device {str(device)!r} cannot be used here; 'cpu' always can") from error
+    def add(self, additions: Additions, strength: float = 1.0, *, base: str = "") -> None:
+        """Merge low-rank additions into the network; the model's hash then names what it has become.
+
+        Args:
+            strength: how many times they are added.
+            base: the sha256 of the model that they were trained on; another one is warned of.
+
+        Raises:
+            ValueError: they are for a model of another shape, or the network's weights are not kept in memory.
+        """
+        if not math.isfinite(strength):
+            raise ValueError(f"the strength of an adapter must be a finite number, not {strength}")
+        if base and self.digest and base != self.digest:
+            log.warning("the adapter was trained on the model %s, not on this one, %s", base[:10], self.digest[:10])
+        merge(self.part.settle(), additions, strength)
+        parts = [self.digest, repr((strength, additions.scale)), *(repr(pair) for pair in additions.sums())]
+        self.digest = hashlib.sha256("\n".join(parts).encode()).hexdigest()
+
+    def to(self, device: str | torch.device, dtype: torch.dtype = torch.float32, *, low_memory: bool = False) -> Self:
+        """Where and how the large parts work: the network, and encoders and decoders that are networks.
+
+        Args:
+            device: "cpu", "cuda", "mps".
+            dtype: of their weights and arithmetic; what is sampled stays in float32.
+            low_memory: load each part when it is needed and drop it after; needs a model that came from a file.
+
+        Raises:
+            ValueError: there is no such device.
+        """
+        self.part.place(device, dtype, keep=not low_memory)
+        for codec in self.modalities.values():
+            codec.to(device, dtype, keep=not low_memory)
         return self
+
+    def resized(self, width: int, height: int) -> Self:
+        """The same model, with the same parts in memory, for pictures of another size in pixels.
+
+        Raises:
+            ValueError: it makes no pictures, or none of this size.
+        """
+        pictures = [name for name, codec in self.modalities.items() if codec.media_type == "image"]
+        if not pictures:
+            raise ValueError(f"this model makes no pictures, only {', '.join(self.modalities)}; leave the size out")
+        other = copy(self)
+        resized = {name: self.modalities[name].resized(width, height) for name in pictures}
+        other.codecs = Codecs(self.modalities | resized)
+        return other
+
+    @property
+    def network(self) -> Network:
+        """The network."""
+        return self.part.module
 
     @property
     def modalities(self) -> dict[str, Modality[Any]]:
@@ -200,19 +270,33 @@ class UniDiffuser:
 
     @property
     def device(self) -> torch.device:
-        """Where the network is."""
-        return next(self.network.parameters()).device
+        """Where the network works."""
+        return self.part.device
+
+    @property
+    def labels(self) -> int:
+        """How many global labels the network has; 0: none."""
+        return int(vars(self.network.config).get("labels", 0))
 
     @property
     def denoiser(self) -> Denoiser:
-        """What is asked for clean estimates: the network, unless `through` put another in its place."""
-        return self._denoiser or NetworkDenoiser(self.network, self.process, self.prediction)
+        """What is asked for clean estimates: the network with the model's own label, or what `through` put there."""
+        return self._denoiser(self.settings)
 
     def through(self, denoiser: Denoiser) -> Self:
         """The same model, weights and all, asked through another Denoiser: one that is shared, counted or watched."""
-        other = copy.copy(self)
-        other._denoiser = denoiser
+        other = copy(self)
+        other._other = denoiser
         return other
+
+    def _denoiser(self, settings: Settings, wanted: Collection[str] | None = None) -> Denoiser:
+        """The Denoiser for one run of a solver; `wanted` are the streams that anybody asks for."""
+        if self._other is not None:
+            return self._other
+        network = self.part.wake()
+        if settings.reuse is not None:
+            return ReusingDenoiser(settings.reuse, network, self.process, self.prediction, settings.label, wanted)
+        return NetworkDenoiser(network, self.process, self.prediction, settings.label, wanted)
 
     def sample(
         self,
@@ -222,6 +306,9 @@ class UniDiffuser:
         steps: int | None = None,
         solver: str | None = None,
         guidance: Scale | None = None,
+        label: int | None = None,
+        reuse: Reuse | None = None,
+        size: tuple[int, int] | None = None,
         looseness: Mapping[str, float] | None = None,
         masks: Mapping[str, Any] | None = None,
         path: Mapping[str, Sequence[float]] | None = None,
@@ -238,6 +325,9 @@ class UniDiffuser:
             seed: of the first sample; sample k has seed + k. Or a list of n seeds. Random if absent.
             steps: solver steps, 1 to 1000. solver: a row of `solvers.SOLVERS`. Absent: as the model's settings say.
             guidance: a scale (0 = off), a scale per modality, or a whole `Guidance`.
+            label: the global label, for models that have one.
+            reuse: take the output of the inner blocks from earlier evaluations: faster, and not exact (`reuse`).
+            size: (width, height) of the pictures in pixels, for models that can make more than one.
             looseness: given modality -> the timestep it is held at; 0 (absent) exactly, 1 not at all. Of one that is
                 both sampled and given: the timestep its sample starts from, above 0; the lower, the nearer it stays.
             masks: modality that is both sampled and given -> where it is to be made (see its codec's `mask`).
@@ -256,14 +346,15 @@ class UniDiffuser:
         n = _whole("n", n, 1, MAX_SAMPLES)
         batch = _whole("batch", batch, 1, MAX_SAMPLES)
         seeds = seeds_from(seed, n)
+        model = self if size is None else self.resized(*size)
         looseness = dict(looseness or {})
         begin = {name: float(looseness.pop(name)) for name in names if name in given and name in looseness}
         if both := [name for name in begin if name in (masks or {})]:
             raise ValueError(f"{both[0]!r} has a mask and a looseness; give one of the two")
-        near = self.codecs.whole(n, {name: given.pop(name) for name in begin})
-        values, known = self.codecs.given(names, n, given, masks or {})
+        near = model.codecs.whole(n, {name: given.pop(name) for name in begin})
+        values, known = model.codecs.given(names, n, given, masks or {}, seeds)
         roles = assign_roles(self.modalities, names, values, looseness)
-        settings = self.choose(steps, solver, guidance)
+        settings = self.choose(steps, solver, guidance, label, reuse)
         plan = _Plan(
             roles=roles, settings=settings, given=values, known=known, near=near, begin=begin, path=dict(path or {})
         )
@@ -272,12 +363,19 @@ class UniDiffuser:
             rows = slice(start, min(start + batch, n))
             done, total = start // batch, -(-n // batch)
             counted = _counting(on_step, settings.steps, done, total)
-            follow = _following(counted, watch and self._watched(watch, range(rows.start, rows.stop)))
-            joint = self._draw(plan, seeds[rows], rows, follow)
-            samples += self._samples(plan, joint, seeds[rows], rows)
+            follow = _following(counted, watch and model._watched(watch, range(rows.start, rows.stop)))
+            joint = model._draw(plan, seeds[rows], rows, follow)
+            samples += model._samples(plan, joint, seeds[rows], rows)
         return samples
 
-    def choose(self, steps: int | None = None, solver: str | None = None, guidance: Scale | None = None) -> Settings:
+    def choose(
+        self,
+        steps: int | None = None,
+        solver: str | None = None,
+        guidance: Scale | None = None,
+        label: int | None = None,
+        reuse: Reuse | None = None,
+    ) -> Settings:
         """The model's settings with what the user chose; a guidance scale alone keeps the rest of the model's own."""
         own = self.settings
         if guidance is None:
@@ -289,7 +387,9 @@ class UniDiffuser:
             guidance = replace(own.guidance, scale=guidance)
         self.codecs.check_names(guidance.scale if isinstance(guidance.scale, Mapping) else ())
         steps = _whole("steps", own.steps if steps is None else steps, 1, MAX_STEPS)
-        return replace(own, steps=steps, solver=own.solver if solver is None else solver, guidance=guidance)
+        label = _whole("label", own.label if label is None else label, 0, max(self.labels - 1, 0))
+        solver = own.solver if solver is None else solver
+        return replace(own, steps=steps, solver=solver, guidance=guidance, label=label, reuse=reuse or own.reuse)
 
     def chain(
         self,
@@ -416,12 +516,13 @@ class UniDiffuser:
         return self.codecs.decode(joint)
 
     @torch.inference_mode()
-    def predict_noise(self, joint: Joint, timesteps: Mapping[str, Tensor | float]) -> Joint:
+    def predict_noise(self, joint: Joint, timesteps: Mapping[str, Tensor | float], label: int | None = None) -> Joint:
         """The noise the network sees in a noisy joint, whatever its outputs stand for.
 
         Args:
             joint: every stream of the model -> (B, ...).
             timesteps: modality -> one timestep in [0, 1], or (B,).
+            label: the global label, for models that have one; their own if absent.
 
         Returns:
             stream -> (B, ...): (x_t - alpha x0) / sigma of the clean estimate x0; 0 where t = 0.
@@ -430,20 +531,22 @@ class UniDiffuser:
         sampling.check_streams("the joint", joint, list(self.shapes), self.shapes, batch)
         xt = {stream: joint[stream].to(self.device, torch.float32) for stream in self.shapes}
         t = self._checked_timesteps(batch, timesteps)
-        x0 = self.denoiser(xt, t)
+        with self.part.loaded():
+            x0 = self._denoiser(self.choose(label=label))(xt, t)
         return {s: self.process.eps_from_x0(x0[s], x, t[modality_of(s)]) for s, x in xt.items()}
 
-    def _draw(self, plan: "_Plan", seeds: list[int], rows: slice, on_step: OnStep | None) -> Joint:
+    def _draw(self, plan: "_Plan", seeds: Sequence[int], rows: slice, on_step: OnStep | None) -> Joint:
         """The streams of one batch."""
-        given = self.codecs.encode({name: raws[rows] for name, raws in plan.given.items()})
-        origin = self.codecs.encode({name: raws[rows] for name, raws in plan.near.items()})
+        given = self.codecs.encode({name: raws[rows] for name, raws in plan.given.items()}, seeds)
+        origin = self.codecs.encode({name: raws[rows] for name, raws in plan.near.items()}, seeds)
         known = {stream: (x[rows], mask[rows]) for stream, (x, mask) in plan.known.items()}
         settings = plan.settings
         against_empty = settings.guidance.against == "empty"
         empty = self.codecs.empty(plan.roles.given) if against_empty else None
-        with torch.inference_mode():
+        wanted = [stream for stream in self.shapes if modality_of(stream) in plan.roles.sampled]
+        with torch.inference_mode(), self.part.loaded():
             return sampling.sample(
-                self.denoiser,
+                self._denoiser(settings, wanted),
                 self.process,
                 self.shapes,
                 plan.roles,
@@ -459,6 +562,7 @@ class UniDiffuser:
                 path=plan.path,
                 origin=origin,
                 begin=plan.begin,
+                fresh_noise=settings.fresh_noise,
                 device=self.device,
                 on_step=on_step,
             )
@@ -482,7 +586,8 @@ class UniDiffuser:
     def _samples(self, plan: "_Plan", joint: Joint, seeds: list[int], rows: slice) -> list[Sample]:
         """Raw values of one batch: what was given as it was given, what was sampled decoded."""
         values = {name: raws[rows] for name, raws in plan.given.items()}
-        values |= self.decode({s: x for s, x in joint.items() if modality_of(s) in plan.roles.sampled})
+        sampled = {s: x for s, x in joint.items() if modality_of(s) in plan.roles.sampled}
+        values |= self.codecs.decode(sampled, seeds)
         order = [name for name in self.modalities if name in values]
         return [Sample(seed, {name: values[name][k] for name in order}) for k, seed in enumerate(seeds)]
 

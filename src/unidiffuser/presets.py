@@ -1,13 +1,13 @@
 """Complete runs as typed values: `unidiffuser train NAME --run FOLDER` carries one out."""
 
 from collections.abc import Callable
+from dataclasses import asdict
 
 from unidiffuser.checkpoints import Settings
 from unidiffuser.datasets.scenes import Scenes
 from unidiffuser.guidance import Guidance
 from unidiffuser.networks.autoencoder import AutoEncoderConfig
-from unidiffuser.optimise import OptimiserSettings
-from unidiffuser.train import Preset
+from unidiffuser.training.preset import OptimiserSettings, Preset
 
 ENDLESS = 10_000_000
 """More scenes than any run here sees; they are drawn on demand."""
@@ -19,8 +19,10 @@ def scenes() -> Preset:
         name="scenes",
         pairs=Scenes(split="train", length=ENDLESS),
         fitted_on=4000,
-        text={"length": 20, "width": 32},
-        autoencoder=AutoEncoderConfig(size=64, latent_channels=4, factor=8, width=64, blocks=1),
+        codecs={
+            "image": {"kind": "image", "autoencoder": asdict(AutoEncoderConfig(size=64, width=64, blocks=1))},
+            "text": {"kind": "text", "length": 20, "width": 32},
+        },
         autoencoder_training=OptimiserSettings(
             steps=3000, batch=32, lr=1.5e-3, warmup=200, cooldown=0.3, ema=0.998, save_every=500, log_every=100
         ),
@@ -38,14 +40,15 @@ def scenes() -> Preset:
         prediction="x0",
         space="v",
         max_scale=2.0,  # the decoder forgives what is finer: with noise 0.2 on its latents it is never read wrong
-        ends=0.15,
+        ends=0.2,
         training=OptimiserSettings(
-            steps=100_000,
-            batch=32,
+            steps=40_000,
+            batch=64,
             lr=6e-4,
+            muon=2e-3,
             betas=(0.9, 0.999),
-            warmup=500,
-            cooldown=0.25,
+            warmup=300,
+            cooldown=0.3,
             save_every=1000,
             log_every=100,
         ),

@@ -35,6 +35,7 @@ MAX_PICTURE = 48 * 1024
 MAX_FILE = 64 * 2**20
 MAX_TEXT = 20_000
 MAX_NUMBERS = 4096
+DTYPES = ("float32", "bfloat16", "float16")
 XMP = (
     '<?xpacket begin="" id="W5M0MpCehiHzreSzNTczkc9d"?><x:xmpmeta xmlns:x="adobe:ns:meta/"><rdf:RDF '
     'xmlns:rdf="http://www.w3.org/1999/02/22-rdf-syntax-ns#"><rdf:Description rdf:about="" '
@@ -74,6 +75,14 @@ class Recipe:
     """Given modality -> the timestep it was held at, or from which its sample started."""
     path: Mapping[str, list[float]] = field(default_factory=dict)
     """Sampled modality -> its own timesteps."""
+    label: int = 0
+    """The global label, for models that have one."""
+    size: tuple[int, ...] = ()
+    """Width and height of the pictures, where they were asked for."""
+    reuse: Mapping[str, int] = field(default_factory=dict)
+    """The fields of `reuse.Reuse`; empty where every block was computed."""
+    dtype: str = "float32"
+    """The numbers of the large parts."""
     pixels: str = ""
     """The `fingerprint` of the picture that carries this recipe."""
 
@@ -183,7 +192,7 @@ def recipe_from(text: str) -> Recipe:
     for name, good in CHECKS.items():
         if not good(values[name]):
             raise ValueError(f"its {name!r} is not what it should be")
-    return Recipe(**values | {"sampled": tuple(values["sampled"])})
+    return Recipe(**values | {"sampled": tuple(values["sampled"]), "size": tuple(values["size"])})
 
 
 def _is_word(value: Any) -> bool:
@@ -249,6 +258,13 @@ def _is_guidance(value: Any) -> bool:
     return False
 
 
+def _is_reuse(value: Any) -> bool:
+    match value:
+        case {"every": every, "outer": outer, **rest}:
+            return not rest and _is_whole(every) and _is_whole(outer)
+    return bool(value == {})
+
+
 CHECKS = {
     "model": _is_word,
     "model_sha256": _is_hash,
@@ -262,6 +278,10 @@ CHECKS = {
     "guidance": _is_guidance,
     "looseness": _are_numbers,
     "path": _are_paths,
+    "label": _is_whole,
+    "size": lambda value: isinstance(value, list) and len(value) in (0, 2) and all(map(_is_whole, value)),
+    "reuse": _is_reuse,
+    "dtype": lambda value: value in DTYPES,
     "pixels": _is_hash,
 }
 """Field of a recipe -> whether a value from a stranger may stand in it."""

@@ -11,6 +11,7 @@ from typing import Any
 from unidiffuser.guidance import Guidance
 from unidiffuser.pipeline import Glimpse, Progress, Sample, Scale, UniDiffuser
 from unidiffuser.recipe import Recipe, fingerprint, given_entry, given_value
+from unidiffuser.reuse import Reuse
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,6 +38,12 @@ class Request:
     """Modality given in part -> where it is to be made."""
     path: Mapping[str, Sequence[float]] = field(default_factory=dict)
     """Sampled modality -> its own timesteps."""
+    label: int | None = None
+    """The global label; the model's own if absent."""
+    reuse: Reuse | None = None
+    """How inner blocks are reused; the model's own if absent."""
+    size: tuple[int, int] | None = None
+    """Width and height of the pictures; the model's own if absent."""
 
     def draw(
         self,
@@ -52,6 +59,9 @@ class Request:
             steps=self.steps,
             solver=self.solver,
             guidance=self.guidance,
+            label=self.label,
+            reuse=self.reuse,
+            size=self.size,
             looseness=self.looseness,
             masks=self.masks,
             path=self.path,
@@ -74,6 +84,9 @@ class Request:
             steps=self.steps,
             solver=self.solver,
             guidance=self.guidance,
+            label=self.label,
+            reuse=self.reuse,
+            size=self.size,
             on_step=on_step,
             on_link=on_link,
             **self.given,
@@ -87,7 +100,7 @@ class Request:
 
     def recipe(self, model: UniDiffuser, sample: Sample, library: str) -> Recipe:
         """All that one of the samples depends on."""
-        settings = model.choose(self.steps, self.solver, self.guidance)
+        settings = model.choose(self.steps, self.solver, self.guidance, self.label, self.reuse)
         codecs = model.modalities
         pictures = [sample[name] for name in self.names if codecs[name].media_type == "image"]
         whole = {name: raw if name in self.names else sample[name] for name, raw in self.given.items()}
@@ -104,6 +117,10 @@ class Request:
             guidance={**asdict(settings.guidance), "interval": list(settings.guidance.interval)},
             looseness=dict(self.looseness),
             path={name: list(values) for name, values in self.path.items()},
+            label=settings.label,
+            size=self.size or (),
+            reuse=asdict(settings.reuse) if settings.reuse else {},
+            dtype=str(model.part.dtype).removeprefix("torch."),
             pixels=fingerprint(pictures[0]) if len(pictures) == 1 else "",
         )
 
@@ -130,6 +147,9 @@ def request_of(recipe: Recipe, instead: Mapping[str, Any] | None = None) -> Requ
         looseness=recipe.looseness,
         masks={name: given_value(name, entry) for name, entry in recipe.masks.items()},
         path=recipe.path,
+        label=recipe.label,
+        reuse=Reuse(**recipe.reuse) if recipe.reuse else None,
+        size=(recipe.size[0], recipe.size[1]) if recipe.size else None,
     )
 
 

@@ -4,7 +4,6 @@
 knows files and hashes; it does not know how a sample is made.
 """
 
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -12,10 +11,9 @@ from typing import Any
 from unidiffuser.guidance import Guidance
 from unidiffuser.modalities import Modality
 from unidiffuser.networks import Network
+from unidiffuser.offload import Weights
 from unidiffuser.process import Prediction
-
-NAME = re.compile(r"[a-z][a-z0-9_]{0,31}")
-"""What a modality may be called: it becomes a keyword, a flag and a file's name."""
+from unidiffuser.reuse import Reuse
 
 
 class ModelError(ValueError):
@@ -36,6 +34,12 @@ class Settings:
     """The timestep at which sampling stops."""
     guidance: Guidance = field(default_factory=Guidance)
     """How strongly the sampled modalities are pushed towards the given ones."""
+    label: int = 0
+    """The global label of all samples, for networks that have one (the data type of the released v1)."""
+    fresh_noise: bool = False
+    """Whether the noise of ignored modalities is drawn anew at each evaluation, as the released sampler does."""
+    reuse: Reuse | None = None
+    """Whether the output of inner blocks is taken from earlier evaluations: faster, and not exact."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,7 +49,7 @@ class Parts:
     name: str
     """What the model is called."""
     network: Network
-    """The network, its weights in float32."""
+    """The network; asleep (see `offload`) if its weights are still in a file."""
     process: str
     """The noising process, a row of `process.PROCESSES`."""
     prediction: Prediction
@@ -58,5 +62,7 @@ class Parts:
     """How it was trained, for the reader; JSON-able."""
     card: str = ""
     """The model card, Markdown."""
+    weights: Weights | None = None
+    """Where the weights of a network that is asleep come from."""
     digest: str = ""
     """sha256 that names the model in recipes; empty for a model that is no file yet."""

@@ -20,12 +20,12 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
 from torch import Tensor
 
 from unidiffuser import modalities, networks
-from unidiffuser.checkpoints import NAME, ModelError, Parts, Settings
+from unidiffuser.checkpoints import ModelError, Parts, Settings
 from unidiffuser.checkpoints.suspect import (
     AGAIN,
     Header,
@@ -38,7 +38,9 @@ from unidiffuser.checkpoints.suspect import (
 )
 from unidiffuser.guidance import Guidance
 from unidiffuser.networks import Network
+from unidiffuser.offload import Weights
 from unidiffuser.process import PROCESSES
+from unidiffuser.reuse import Reuse
 
 FORMAT = 1
 CONFIG, WEIGHTS, CARD, CHECKSUMS = "config.json", "model.safetensors", "README.md", "checksums.json"
@@ -65,7 +67,8 @@ def write(folder: str | Path, parts: Parts, *, stored: Stored = "float32", force
     if folder.exists() and not (force and (folder / CONFIG).is_file()):
         cure = "use force (--force) to replace it" if (folder / CONFIG).is_file() else "choose another place"
         raise ValueError(f"{folder} is there already; {cure}")
-    tensors = {name: x.detach().cpu().to(DTYPES[stored]).contiguous() for name, x in _tensors(parts).items()}
+    # Each is a copy: two names of one tensor would share memory, which the format refuses.
+    tensors = {n: x.detach().cpu().to(DTYPES[stored], copy=True).contiguous() for n, x in _tensors(parts).items()}
     if bad := [name for name, x in tensors.items() if not bool(x.isfinite().all())]:
         raise ValueError(f"the weights {listed(bad)} are not finite as {stored}; a model must hold finite numbers")
     folder.parent.mkdir(parents=True, exist_ok=True)
@@ -89,7 +92,7 @@ def write(folder: str | Path, parts: Parts, *, stored: Stored = "float32", force
 
 
 def read(folder: str | Path) -> Parts:
-    """The model in a folder, its weights in float32 on the CPU.
+    """The model in a folder, its network asleep: weights are read, and seen to be finite, when they are used.
 
     Raises:
         ModelError: anything that is missing, damaged, foreign, from a newer version, or absurdly large.
@@ -102,18 +105,18 @@ def read(folder: str | Path) -> Parts:
     with naming(folder / CONFIG):
         network = _empty_network(config["network"], header)
     _compare(folder / WEIGHTS, network, config["modalities"], header)
-    tensors = _load(folder / WEIGHTS)
-    network.load_state_dict(_under("network.", tensors), assign=True)
+    weights = _weights(folder / WEIGHTS, header)
     with naming(folder / CONFIG):
         codecs = {
-            name: modalities.find(entry["kind"]).restore(entry["config"], _under(f"modalities.{name}.", tensors))
+            name: modalities.find(entry["kind"]).restore(entry["config"], weights.under(f"modalities.{name}."))
             for name, entry in config["modalities"].items()
         }
-        settings = _settings(config["settings"])
+        settings = settings_from(config["settings"])
     card = (folder / CARD).read_text(encoding="utf-8", errors="replace") if (folder / CARD).is_file() else ""
     return Parts(
         name=config["name"],
-        network=network.requires_grad_(False).eval(),
+        network=network,
+        weights=weights.under("network."),
         process=config["process"],
         prediction=config["prediction"],
         modalities=codecs,
@@ -163,11 +166,11 @@ def _config(parts: Parts) -> dict[str, Any]:
 
 
 def _tensors(parts: Parts) -> dict[str, Tensor]:
-    tensors = {f"network.{name}": x for name, x in parts.network.state_dict().items()}
+    weights = parts.weights or parts.network.state_dict()
+    tensors = {f"network.{name}": x for name, x in weights.items()}
     for modality, codec in parts.modalities.items():
         tensors |= {f"modalities.{modality}.{name}": x for name, x in codec.state().items()}
-    # Two names of one tensor would share memory, which the format refuses.
-    return {name: x.clone() for name, x in tensors.items()}
+    return tensors
 
 
 def _put_in_place(fresh: Path, folder: Path) -> None:
@@ -238,7 +241,7 @@ def _check_modalities(path: Path, entries: dict[str, Any]) -> None:
     if not entries:
         raise ModelError(f"{path} names no modality; {AGAIN}")
     for name, entry in entries.items():
-        if not NAME.fullmatch(name):
+        if not modalities.NAME.fullmatch(name):
             raise ModelError(f"{path}: a modality cannot be called {name!r}; use small letters, digits and _")
         if not isinstance(entry, dict) or set(entry) != {"kind", "config"} or not isinstance(entry["config"], dict):
             raise ModelError(f"{path}: the modality {name!r} must have a kind and a config, nothing else; {AGAIN}")
@@ -248,13 +251,14 @@ def _check_modalities(path: Path, entries: dict[str, Any]) -> None:
             )
 
 
-def _settings(values: Mapping[str, Any]) -> Settings:
+def settings_from(values: Mapping[str, Any]) -> Settings:
     """Settings from JSON; a TypeError names an unknown one."""
     values = dict(values)
     guidance = values.pop("guidance", {})
     if "interval" in guidance:
         guidance = guidance | {"interval": tuple(guidance["interval"])}
-    return Settings(guidance=Guidance(**guidance), **values)
+    reuse = values.pop("reuse", None)
+    return Settings(guidance=Guidance(**guidance), reuse=None if reuse is None else Reuse(**reuse), **values)
 
 
 def _read_sums(folder: Path) -> dict[str, str]:
@@ -297,15 +301,19 @@ def _compare(path: Path, network: Network, entries: Mapping[str, Any], header: H
         raise ModelError(f"{path} does not hold the weights of its config, {'; '.join(report)}; {AGAIN}")
 
 
-def _load(path: Path) -> dict[str, Tensor]:
+def _weights(path: Path, header: Header) -> Weights:
+    """The tensors of a file, as they lie in it, each looked at once for numbers that are not finite."""
     try:
-        tensors = {name: x.float() for name, x in load_file(path).items()}
-    except SafetensorError as error:
+        file = safe_open(path, framework="pt")
+    except (SafetensorError, OSError) as error:
         raise ModelError(f"{path} is not a whole safetensors file ({one_line(error)}); {AGAIN}") from error
-    if bad := [name for name, x in tensors.items() if not bool(x.isfinite().all())]:
-        raise ModelError(f"{path} holds weights that are NaN or infinite ({listed(bad)}); {AGAIN}")
-    return tensors
+    finite: set[str] = set()
 
+    def read(name: str) -> Tensor:
+        x: Tensor = file.get_tensor(name)
+        if name not in finite and not bool(x.isfinite().all()):
+            raise ModelError(f"{path} holds weights that are NaN or infinite ({name}); {AGAIN}")
+        finite.add(name)
+        return x
 
-def _under(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    return {name.removeprefix(prefix): x for name, x in tensors.items() if name.startswith(prefix)}
+    return Weights(header, read)

@@ -5,12 +5,12 @@ taken for its tensors, and what is often found in place of either: nothing, an e
 Every fault is a `ModelError` of one sentence. It knows no model and no format of ours.
 """
 
-import json
 import math
 import struct
 from pathlib import Path
 from typing import Any
 
+from unidiffuser import strict_json
 from unidiffuser.checkpoints import ModelError
 
 MAX_JSON = 16 * 2**20
@@ -62,29 +62,11 @@ def read_json(path: Path) -> dict[str, Any]:
     data = path.read_bytes()
     check_content(path, data[:64])
     try:
-        value = json.loads(data, object_pairs_hook=_unique, parse_constant=_refuse_constant, parse_float=_finite)
-    except (ValueError, RecursionError) as error:
+        value = strict_json.parse(data)
+    except ValueError as error:
         raise ModelError(f"{path} is not valid JSON ({one_line(error)}); {AGAIN}") from error
     if not isinstance(value, dict):
         raise ModelError(f"{path} must hold a JSON object; {AGAIN}")
-    return value
-
-
-def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    result = dict(pairs)
-    if len(result) < len(pairs):
-        raise ValueError("a key occurs twice")
-    return result
-
-
-def _refuse_constant(text: str) -> float:
-    raise ValueError(f"{text} is not JSON")
-
-
-def _finite(text: str) -> float:
-    value = float(text)
-    if not math.isfinite(value):
-        raise ValueError(f"{text} is too large")
     return value
 
 
@@ -97,12 +79,12 @@ def read_header(path: Path) -> Header:
             raise ModelError(f"{path} is not a whole safetensors file (its header does not fit); {AGAIN}")
         data = file.read(length)
     try:
-        header = json.loads(data, object_pairs_hook=_unique)
+        header = strict_json.parse(data)
         header.pop("__metadata__", None)
         shapes = {name: tuple(entry["shape"]) for name, entry in header.items()}
         types = {entry["dtype"] for entry in header.values()}
         good = all(type(n) is int and n >= 0 for shape in shapes.values() for n in shape)
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise ModelError(f"{path} has a damaged safetensors header ({one_line(error)}); {AGAIN}") from error
     if not good or not types <= STORED:
         raise ModelError(f"{path} must hold tensors of {', '.join(sorted(STORED))}, not {sorted(types)}; {AGAIN}")

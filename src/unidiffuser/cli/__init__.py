@@ -9,14 +9,14 @@ What a verb needs is imported inside it, so that --help need not wait for torch.
 import argparse
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Callable, Sequence
 from itertools import groupby
-from pathlib import Path
 from typing import Any
 
 from unidiffuser import __version__
-from unidiffuser.cli import flags
+from unidiffuser.cli import data, flags
+from unidiffuser.cli import train as training
+from unidiffuser.cli.convert import convert, convert_flags
 from unidiffuser.cli.flags import Parser
 from unidiffuser.cli.terminal import Terminal, Verb, guarded
 
@@ -111,34 +111,13 @@ def score(args: argparse.Namespace, terminal: Terminal) -> int:
     return 0
 
 
-def train(args: argparse.Namespace, terminal: Terminal) -> int:
-    """Train a model by a preset, going on where an earlier run in the same folder stopped."""
-    from unidiffuser.presets import PRESETS
-    from unidiffuser.train import train as carry_out
-
-    if args.preset not in PRESETS:
-        known = f"there are {', '.join(PRESETS)}{flags.guess(args.preset, PRESETS)}"
-        raise ValueError(f"there is no preset {args.preset!r}; {known}")
-    preset = PRESETS[args.preset]()
-    if args.steps is not None:
-        preset = replace(preset, training=replace(preset.training, steps=args.steps))
-    with terminal.progress("training") as progress:
-
-        def show(stage: str, done: int, total: int, figures: Mapping[str, float]) -> None:
-            progress(done, total)
-
-        carry_out(preset, Path(args.run), device=args.device, progress=show)
-    final = str(Path(args.run) / "final")
-    terminal.answer({"model": final}, [final])
-    return 0
-
-
 def evaluate(args: argparse.Namespace, terminal: Terminal) -> int:
     """Measure a model of the scenes against their truth."""
     from unidiffuser.evaluate import evaluate_scenes, markdown
 
     model = flags.load(args)
     chosen = {"steps": args.steps, "solver": args.solver, "guidance": flags.guidance(args)}
+    chosen |= {"label": args.label, "reuse": args.reuse}
     settings = {name: value for name, value in chosen.items() if value is not None}
     with terminal.progress("evaluating") as progress:
         report = evaluate_scenes(
@@ -196,6 +175,7 @@ def sample_flags(parser: Parser) -> None:
     named = {"type": flags.pair, "action": "append", "default": []}
     parser.flag("--loose", metavar="NAME=T", **named, help="hold a given modality at timestep T: 0 exact, 1 ignored")
     parser.flag("--mask", metavar="NAME=FILE", **named, help="make only the white part of a sampled, given picture")
+    parser.flag("--size", type=flags.size, metavar="WxH", help="width and height of pictures (default: the model's)")
     parser.flag("--like", metavar="PNG", help="as the recipe in a picture says; other flags change it")
     flags.add_output(parser)
 
@@ -219,18 +199,10 @@ def score_flags(parser: Parser) -> None:
     parser.flag("--force", action="store_true", help="overwrite files that are there")
 
 
-def train_flags(parser: Parser) -> None:
-    """The flags of train."""
-    parser.add_argument("preset", help="the name of a recipe; an unknown name lists them")
-    parser.flag("--run", required=True, metavar="FOLDER", help="checkpoints, metrics, and in the end the model: final/")
-    parser.flag("--steps", type=flags.whole, help="optimiser steps of the network (default: the preset's)")
-    flags.add_device(parser)
-
-
 def evaluate_flags(parser: Parser) -> None:
     """The flags of evaluate."""
     parser.add_argument("model", help="name of a model in the box, or a folder")
-    flags.add_device(parser)
+    flags.add_placement(parser)
     parser.flag("--samples", type=flags.whole, default=1000, metavar="N", help="samples a row, 8 to 10000")
     parser.flag("--seed", type=flags.whole, help="of captions and noise (default: 0)")
     flags.add_settings(parser)
@@ -262,51 +234,69 @@ VERBS: dict[str, tuple[Verb, Callable[[Parser], None] | None, bool]] = {
     "sample": (sample, sample_flags, True),
     "chain": (chain, chain_flags, True),
     "score": (score, score_flags, True),
-    "train": (train, train_flags, False),
+    "data check": (data.check, data.check_flags, False),
+    "data encode": (data.encode, data.encode_flags, False),
+    "train": (training.train, training.train_flags, False),
+    "preview": (training.preview, training.preview_flags, False),
     "evaluate": (evaluate, evaluate_flags, False),
     "serve": (serve, serve_flags, False),
     "models": (models, models_flags, False),
+    "convert": (convert, convert_flags, False),
     "doctor": (doctor, None, False),
 }
-"""Verb -> what it does, the flags of its own, whether it takes a model."""
+"""Verb, of one word or two -> what it does, the flags of its own, whether it takes a model."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a command line; returns the exit code."""
-    argv = sys.argv[1:] if argv is None else argv
+    if argv is None:
+        argv = sys.argv[1:]
+        if argv[:1] == ["train"]:
+            training.with_memory(argv)
     if not argv or argv[0] in ("-h", "--help", "--version"):
         print(
             f"unidiffuser {__version__}" if argv[:1] == ["--version"] else overview(),
             file=sys.stdout if argv else sys.stderr,
         )
         return 0 if argv else 2
-    if argv[0] not in VERBS:
+    words = 2 if any(verb.startswith(f"{argv[0]} ") for verb in VERBS) else 1
+    verb = " ".join(argv[:words])
+    if words == 2 and argv[1:2] in ([], ["-h"], ["--help"]):
+        print(family(argv[0]), file=sys.stdout if argv[1:] else sys.stderr)
+        return 0 if argv[1:] else 2
+    if verb not in VERBS:
         known = ", ".join(VERBS)
-        print(
-            f"unidiffuser: there is no verb {argv[0]!r}; there are {known}{flags.guess(argv[0], VERBS)}",
-            file=sys.stderr,
-        )
+        print(f"unidiffuser: there is no verb {verb!r}; there are {known}{flags.guess(verb, VERBS)}", file=sys.stderr)
         return 2
-    run, own_flags, takes_model = VERBS[argv[0]]
-    parser = Parser(f"unidiffuser {argv[0]}", run.__doc__ or "")
+    run, own_flags, takes_model = VERBS[verb]
+    parser = Parser(f"unidiffuser {verb}", run.__doc__ or "")
     if own_flags:
         own_flags(parser)
     if takes_model:
         flags.add_model(parser)
     flags.add_manners(parser)
-    args = parser.parse(argv[1:])
+    args = parser.parse(argv[words:])
     return guarded(run, args)
+
+
+def family(word: str) -> str:
+    """What the help of the first word of some verbs says."""
+    return f"usage: unidiffuser {word} VERB ...\n\n{_verbs(f'{word} ')}\n\n  unidiffuser {word} VERB --help says more"
+
+
+def _verbs(prefix: str = "") -> str:
+    width = max(map(len, VERBS))
+    chosen = {name: run for name, (run, _, _) in VERBS.items() if name.startswith(prefix)}
+    return "\n".join(f"  {name:<{width}}  {run.__doc__}" for name, run in chosen.items())
 
 
 def overview() -> str:
     """What --help says."""
-    width = max(map(len, VERBS))
-    verbs = "\n".join(f"  {name:<{width}}  {run.__doc__}" for name, (run, _, _) in VERBS.items())
     return (
         "usage: unidiffuser VERB ...\n\n"
         "One diffusion model for every distribution of a set of modalities.\n"
         "What is sampled is named, what is given is a flag, the rest is ignored.\n\n"
-        f"{verbs}\n\n"
+        f"{_verbs()}\n\n"
         '  unidiffuser sample image --text "a large red circle above a small blue square" -n 4\n'
         "  unidiffuser VERB --help says more"
     )

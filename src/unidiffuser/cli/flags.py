@@ -8,6 +8,7 @@ the flags name; it writes nothing. Torch is imported only when a model is.
 
 import argparse
 import difflib
+import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -17,8 +18,10 @@ if TYPE_CHECKING:
     from unidiffuser.pipeline import UniDiffuser
     from unidiffuser.recipe import Recipe
     from unidiffuser.request import Request
+    from unidiffuser.reuse import Reuse
 
 MEDIA = ("image", "text", "sound", "vector")
+DTYPES = ("float32", "bfloat16", "float16")
 T = TypeVar("T")
 
 
@@ -69,6 +72,27 @@ def pair(text: str) -> tuple[str, str]:
     return name, value
 
 
+def size(text: str) -> tuple[int, int]:
+    """WIDTHxHEIGHT from a flag."""
+    match = re.fullmatch(r"([1-9][0-9]{0,4})x([1-9][0-9]{0,4})", text)
+    if not match:
+        raise argparse.ArgumentTypeError(f"it must be WIDTHxHEIGHT such as 512x512, not {text[:40]!r}")
+    return int(match[1]), int(match[2])
+
+
+def reuse(text: str) -> "Reuse":
+    """EVERY or EVERY,OUTER from a flag."""
+    from unidiffuser.reuse import Reuse
+
+    every, _, outer = text.partition(",")
+    if not every.isdecimal() or (outer and not outer.isdecimal()):
+        raise argparse.ArgumentTypeError(f"it must be EVERY or EVERY,OUTER such as 3,2, not {text[:40]!r}")
+    try:
+        return Reuse(every=int(every), **({"outer": int(outer)} if outer else {}))
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from error
+
+
 def numbers(pairs: Iterable[tuple[str, str]], flag: str) -> dict[str, float]:
     """modality -> number from NAME=NUMBER flags."""
     result = {}
@@ -97,7 +121,16 @@ def add_manners(parser: Parser) -> None:
 def add_model(parser: Parser) -> None:
     """The flags that say which model, and where it runs."""
     parser.flag("--model", metavar="MODEL", help="name of a model in the box, or a folder (default: scenes)")
+    lora = {"action": "append", "default": [], "metavar": "FILE[=S]"}
+    parser.flag("--lora", **lora, help="add an adapter to the model, S times (default: 1); may be repeated")
+    add_placement(parser)
+
+
+def add_placement(parser: Parser) -> None:
+    """The flags that say where and how a loaded model runs."""
     add_device(parser)
+    parser.flag("--dtype", choices=DTYPES, help="numbers of the large parts (default: float32)")
+    parser.flag("--low-memory", action="store_true", help="load each part when it is needed and drop it after")
 
 
 def add_device(parser: Parser) -> None:
@@ -128,6 +161,11 @@ def add_settings(parser: Parser) -> None:
     scale = {"action": "append", "default": [], "metavar": "[NAME=]S"}
     parser.flag("--guidance", **scale, help="guidance scale s, 0 = off; for one modality NAME=S, may be repeated")
     parser.flag("--g", **scale, help="the same in the convention g = s + 1, 1 = off")
+    parser.flag("--label", type=whole, help="global label, for models that have one (default: the model's)")
+    parser.flag(
+        "--reuse", type=reuse, metavar="EVERY[,OUTER]", help="compute inner blocks at times only: faster, inexact"
+    )
+    parser.flag("--top-p", type=float, metavar="P", help="sample captions from the nucleus, for models that write them")
 
 
 def add_output(parser: Parser) -> None:
@@ -140,18 +178,45 @@ def add_output(parser: Parser) -> None:
 def load(args: argparse.Namespace, recipe: "Recipe | None" = None) -> "UniDiffuser":
     """The model that --model names, or the one in the box that made the recipe."""
     from unidiffuser.checkpoints import box, native
-    from unidiffuser.pipeline import UniDiffuser
 
     if recipe is None:
-        return UniDiffuser.from_pretrained(args.model or "scenes", device=args.device)
+        return adapted(opened(args.model or "scenes", args, "float32"), vars(args).get("lora"))
     made_by = f"{args.like} was made by the model {recipe.model!r} with the hash {recipe.model_sha256[:10] or 'none'}"
     digests = {native.summary(box.find(name))["sha256"]: name for name in box.names()}
     name = args.model or digests.get(recipe.model_sha256)
     if name is None:
         raise ValueError(f"{made_by}, which is not in the box; give its folder with --model")
-    model = UniDiffuser.from_pretrained(name, device=args.device)
+    model = opened(name, args, recipe.dtype)
     if model.digest != recipe.model_sha256:
         raise ValueError(f"{made_by}, but {name} has {model.digest[:10]}; give that model's folder with --model")
+    return model
+
+
+def adapted(model: "UniDiffuser", adapters: Sequence[str] | None) -> "UniDiffuser":
+    """A model with the adapters of --lora merged into it; its hash then names both."""
+    from unidiffuser.checkpoints.adapter import read
+
+    for text in adapters or ():
+        path, equals, strength = text.rpartition("=") if "=" in text else (text, "", "")
+        additions, base = read(path)
+        model.add(additions, number(strength, "--lora") if equals else 1.0, base=base)
+    return model
+
+
+def opened(name: str, args: argparse.Namespace, dtype: str) -> "UniDiffuser":
+    """A model where and how the flags say; `dtype` unless they say another."""
+    import torch
+
+    from unidiffuser.pipeline import UniDiffuser
+
+    dtype = args.dtype or dtype
+    model = UniDiffuser.from_pretrained(
+        name, device=args.device, dtype=getattr(torch, dtype), low_memory=args.low_memory
+    )
+    if vars(args).get("top_p") is not None:
+        for codec in model.modalities.values():
+            if codec.media_type == "text":
+                codec.choose_decoding(top_p=args.top_p)
     return model
 
 
@@ -170,13 +235,9 @@ def given(args: argparse.Namespace, model: "UniDiffuser") -> dict[str, Any]:
 
 def masks(args: argparse.Namespace) -> dict[str, Any]:
     """modality -> mask picture of the --mask flags."""
-    from unidiffuser.modalities.image import MAX_BYTES, open_picture
+    from unidiffuser.modalities.image import read_picture
 
-    def read(path: str) -> Any:
-        with open(path, "rb") as file:
-            return open_picture(file.read(MAX_BYTES + 1), path)
-
-    return {name: reading(read, path) for name, path in vars(args).get("mask", [])}
+    return {name: reading(read_picture, path) for name, path in vars(args).get("mask", [])}
 
 
 def reading(read: Callable[[str], T], path: str) -> T:
@@ -203,6 +264,7 @@ def request(args: argparse.Namespace, base: "Request", given: Mapping[str, Any])
     said["guidance"] = guidance(args)
     if said["guidance"] is not None and isinstance(base.guidance, Guidance):
         said["guidance"] = replace(base.guidance, scale=said["guidance"])
+    said |= {"label": args.label, "reuse": args.reuse, "size": vars(args).get("size")}
     said |= {
         "given": {**base.given, **given},
         "masks": masks(args),
@@ -233,13 +295,15 @@ def guidance(args: argparse.Namespace) -> Any:
 
 def settings(model: "UniDiffuser", asked: "Request") -> dict[str, Any]:
     """How samples were made, for JSON."""
-    chosen = model.choose(asked.steps, asked.solver, asked.guidance)
+    chosen = model.choose(asked.steps, asked.solver, asked.guidance, asked.label, asked.reuse)
     return {
         "model": model.name,
         "model_sha256": model.digest,
         "steps": chosen.steps,
         "solver": chosen.solver,
         "guidance": asdict(chosen.guidance),
+        "label": chosen.label,
+        **({"reuse": asdict(chosen.reuse)} if chosen.reuse else {}),
         **({"looseness": dict(asked.looseness)} if asked.looseness else {}),
     }
 

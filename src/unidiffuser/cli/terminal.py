@@ -84,8 +84,10 @@ def verdict(error: BaseException) -> tuple[int, str]:
     if isinstance(error, Terminated) or (isinstance(error, SystemExit) and error.code == 143):
         return 143, "terminated"
     if isinstance(error, ValueError):
-        # A broken model is no mistake of the user. Its class is known by name here: importing it would load torch.
-        return (1 if type(error).__name__ == "ModelError" else 2), sentence
+        # A broken model and lost data are no mistake of the user. Known by name here: importing them would load torch.
+        return (1 if type(error).__name__ in ("ModelError", "DataLost") else 2), sentence
+    if type(error).__name__ in ("TrainingError", "CannotServeError"):
+        return 1, sentence
     if isinstance(error, OSError) and error.strerror:
         return 1, f"{error.filename}: {error.strerror}" if error.filename else error.strerror
     return 1, f"unexpected {type(error).__name__}: {sentence[:200]}; --debug shows where it came from"

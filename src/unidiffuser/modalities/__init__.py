@@ -8,13 +8,19 @@ It does not know networks that diffuse, timesteps or roles, nor any other modali
 """
 
 import importlib
+import inspect
 import pkgutil
+import re
 from abc import ABC, abstractmethod
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, Generic, Self, TypeVar
 
+import torch
 from torch import Tensor
+
+NAME = re.compile(r"[a-z][a-z0-9_]{0,31}")
+"""What a modality may be called: it becomes a keyword, a flag and a file's name."""
 
 Raw = TypeVar("Raw")
 
@@ -32,6 +38,8 @@ class Modality(ABC, Generic[Raw]):
     """How to show a raw value: "image", "text", "sound" or "vector"."""
     suffix: ClassVar[str]
     """The ending of the files that `write` makes, with its dot."""
+    lossy: ClassVar[bool] = False
+    """Whether a decoded value that is encoded again is another latent; chains then hand on latents, not values."""
 
     @property
     @abstractmethod
@@ -53,6 +61,31 @@ class Modality(ABC, Generic[Raw]):
     @abstractmethod
     def decode(self, streams: Mapping[str, Tensor]) -> list[Raw]:
         """Relative stream name -> (B, ...), in or near the range of `encode`, to B raw values."""
+
+    def encode_seeded(self, raws: Sequence[Raw], seeds: Sequence[int]) -> dict[str, Tensor]:
+        """As `encode`, one seed a value: what a codec whose encoding is a distribution draws from it."""
+        return self.encode(raws)
+
+    def decode_seeded(self, streams: Mapping[str, Tensor], seeds: Sequence[int]) -> list[Raw]:
+        """As `decode`, one seed a value: what a codec whose decoding is a distribution draws from it."""
+        return self.decode(streams)
+
+    def choose_decoding(self, **options: Any) -> None:
+        """How values are decoded from now on, for codecs that can do it in more than one way (top_p for captions).
+
+        A codec that can overrides this; here it raises ValueError.
+        """
+        raise ValueError(f"a value of kind {self.kind!r} is decoded in one way only; leave out {', '.join(options)}")
+
+    def resized(self, width: int, height: int) -> Self:
+        """The same codec for values of another size in pixels; ValueError unless it can have one."""
+        raise ValueError(f"a value of kind {self.kind!r} has no width and height; leave the size out")
+
+    def to(self, device: str | torch.device, dtype: torch.dtype | None = None, *, keep: bool = True) -> None:
+        """Where, in which numbers and for how long a codec with large parts holds them; others need do nothing.
+
+        dtype: absent, the codec's own choice. keep: whether a part stays in memory between uses.
+        """
 
     def empty(self) -> dict[str, Tensor]:
         """What says nothing, as a clean value: relative stream name -> (1, ...), for guidance against "empty".
@@ -87,8 +120,11 @@ class Modality(ABC, Generic[Raw]):
 
     @classmethod
     @abstractmethod
-    def restore(cls, config: dict[str, Any], state: dict[str, Tensor]) -> Self:
-        """The codec whose `config()` and `state()` these are; ValueError if they are not."""
+    def restore(cls, config: dict[str, Any], state: Mapping[str, Tensor]) -> Self:
+        """The codec whose `config()` and `state()` these are; ValueError if they are not.
+
+        state: may read a tensor from its file only when it is asked for it.
+        """
 
     @classmethod
     @abstractmethod
@@ -113,6 +149,16 @@ def find(kind: str) -> type[Modality[Any]]:
         if isinstance(value, type) and issubclass(value, Modality) and value.__dict__.get("kind") == kind:
             return value
     raise ValueError(f"the file modalities/{kind}.py has no Modality whose kind is {kind!r}; add one")
+
+
+def check_options(kind: str, options: Mapping[str, Any]) -> None:
+    """ValueError, naming those there are, for an option that `fit` of this kind does not know."""
+    parameters = inspect.signature(find(kind).fit).parameters.values()
+    known = [each.name for each in parameters if each.kind is inspect.Parameter.KEYWORD_ONLY]
+    free = any(each.kind is inspect.Parameter.VAR_KEYWORD for each in parameters)
+    if not free and (unknown := sorted(set(options) - set(known))):
+        choice = f"choose from {', '.join(known)}" if known else "it has none"
+        raise ValueError(f"the modality {kind} has no option {unknown[0]!r}; {choice}")
 
 
 def expect_keys(owner: str, given: Any, wanted: Collection[str]) -> None:

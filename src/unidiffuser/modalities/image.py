@@ -109,8 +109,7 @@ class Image(Modality[Picture]):
     def _encode(self, raws: Sequence[Picture], together: bool) -> Tensor:
         if not raws:
             return torch.zeros(0, *self.streams[""])
-        arrays = np.stack([np.asarray(self.check(raw)).reshape(self.size, self.size, -1) for raw in raws])
-        pixels = torch.from_numpy(arrays).permute(0, 3, 1, 2).contiguous() / 127.5 - 1
+        pixels = torch.stack([pixels_of(self.check(raw)) for raw in raws]).contiguous()
         return pixels if self.latents is None else self.latents.encode(pixels, together=together)
 
     def decode(self, streams: Mapping[str, Tensor]) -> list[Picture]:
@@ -118,8 +117,7 @@ class Image(Modality[Picture]):
         x = streams[""].detach().float().cpu()
         expect_shape("the latent of an image", x, (-1, *self.streams[""]))
         pixels = x if self.latents is None or not len(x) else self.latents.decode(x)
-        arrays = ((pixels.clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8).permute(0, 2, 3, 1).numpy()
-        return [PIL.Image.fromarray(array if self.channels == 3 else array[..., 0]) for array in arrays]
+        return [picture_of(each) for each in pixels]
 
     def part(self, raw: Any, mask: Any = None) -> tuple[Picture, dict[str, Tensor]]:
         """A picture, and the known part of the stream under a mask (see `mask`), which is required.
@@ -131,21 +129,13 @@ class Image(Modality[Picture]):
         return self.check(raw), {"": self.mask(mask)}
 
     def mask(self, raw: Any) -> Tensor:
-        """A black and white picture -> where the stream is known, bool of the stream's shape.
-
-        White is to be made and black is kept, as painting tools have it; grey counts as the nearer of the two. The mask
-        is cut to its central square like the picture. A cell is known only if no pixel under it is to be made.
-        """
+        """A black and white picture -> where the stream is known, bool of the stream's shape; see `known_cells`."""
         cells = self.streams[""][-1]
-        made = centre(upright(raw).convert("L")).point(lambda p: 255 * (p >= 128)).convert("F")
-        share = np.asarray(made.resize((cells, cells), PIL.Image.Resampling.BOX))
-        return torch.from_numpy(share == 0).expand(self.streams[""]).clone()
+        return known_cells(raw, cells, cells).expand(self.streams[""]).clone()
 
     def read(self, path: str | Path) -> Picture:
         """The picture in a PNG, JPEG or WebP file of at most 16 megapixels that is whole and does not move."""
-        with open(path, "rb") as file:
-            data = file.read(MAX_BYTES + 1)
-        return self.check(open_picture(data, str(path)))
+        return self.check(read_picture(path))
 
     def write(self, raw: Picture, path: str | Path, info: PngInfo | None = None) -> None:
         """Write a PNG, with the text chunks of `info`."""
@@ -165,7 +155,7 @@ class Image(Modality[Picture]):
         return {**named, "mean": self.latents.mean, "std": self.latents.std}
 
     @classmethod
-    def restore(cls, config: dict[str, Any], state: dict[str, Tensor]) -> Self:
+    def restore(cls, config: dict[str, Any], state: Mapping[str, Tensor]) -> Self:
         """The codec of this size with these weights; nothing is allocated before all shapes are seen to agree."""
         expect_keys("config of an image modality", config, ["size", "channels", "autoencoder"])
         size, channels = config["size"], config["channels"]
@@ -237,6 +227,8 @@ def open_picture(data: bytes, name: str) -> Picture:
     if picture.format in ("PNG", "WEBP") and getattr(picture, "is_animated", False):
         raise ValueError(f"the picture {name} is an animation; give a still picture")
     try:
+        if picture.format == "PNG":  # its checksums show a flipped bit and a missing end, which unpacking does not
+            PIL.Image.open(io.BytesIO(data), formats=["PNG"]).verify()
         picture.load()
     except Exception as error:
         raise damaged(name) from error
@@ -295,8 +287,38 @@ def from_16_bits(picture: Picture) -> Picture:
     return PIL.Image.fromarray(((values + 128) // 257).astype(np.uint8))
 
 
-def centre(picture: Picture) -> Picture:
-    """The largest square in the middle of a picture."""
-    side = min(picture.size)
-    left, top = (picture.width - side) // 2, (picture.height - side) // 2
-    return picture.crop((left, top, left + side, top + side))
+def centre(picture: Picture, width: int = 1, height: int = 1) -> Picture:
+    """The largest part of a picture, around its middle, whose sides are as width to height."""
+    w = min(picture.width, max(1, picture.height * width // height))
+    h = min(picture.height, max(1, picture.width * height // width))
+    left, top = (picture.width - w) // 2, (picture.height - h) // 2
+    return picture.crop((left, top, left + w, top + h))
+
+
+def known_cells(raw: Any, width: int, height: int) -> Tensor:
+    """A black and white mask -> which cells of a grid (height, width) are known, bool.
+
+    White is to be made and black is kept, as painting tools have it; grey counts as the nearer of the two. The mask is
+    cut like the picture. A cell is known only if no pixel under it is to be made.
+    """
+    made = centre(upright(raw).convert("L"), width, height).point(lambda p: 255 * (p >= 128)).convert("F")
+    return torch.from_numpy(np.asarray(made.resize((width, height), PIL.Image.Resampling.BOX)) == 0)
+
+
+def pixels_of(picture: Picture) -> Tensor:
+    """A picture (H, W) or (H, W, C) -> its pixels in [-1, 1], (C, H, W)."""
+    array = np.array(picture)
+    return torch.from_numpy(array.reshape(*array.shape[:2], -1)).permute(2, 0, 1) / 127.5 - 1
+
+
+def picture_of(pixels: Tensor) -> Picture:
+    """Pixels (C, H, W), clamped to [-1, 1] and rounded to 8 bits, as a picture."""
+    array = ((pixels.clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8).permute(1, 2, 0).numpy()
+    return PIL.Image.fromarray(array if array.shape[2] == 3 else array[..., 0])
+
+
+def read_picture(path: str | Path) -> Picture:
+    """The picture in a PNG, JPEG or WebP file of at most 16 megapixels that is whole and does not move."""
+    with open(path, "rb") as file:
+        data = file.read(MAX_BYTES + 1)
+    return open_picture(data, str(path))

@@ -21,7 +21,7 @@ from dataclasses import asdict, dataclass, fields
 from functools import cached_property
 from math import ceil
 from pathlib import Path
-from typing import Any, ClassVar, Self
+from typing import Any, BinaryIO, ClassVar, Self
 
 import numpy as np
 import torch
@@ -140,7 +140,7 @@ class Sound(Modality[Wave]):
         return {"mean": self.mean, "std": self.std}
 
     @classmethod
-    def restore(cls, config: dict[str, Any], state: dict[str, Tensor]) -> Self:
+    def restore(cls, config: dict[str, Any], state: Mapping[str, Tensor]) -> Self:
         """The codec of this grid and scale."""
         expect_keys("config of a sound modality", config, [field.name for field in fields(SoundConfig)])
         expect_keys("state of a sound modality", state, ["mean", "std"])
@@ -243,8 +243,14 @@ def check_duration(samples: int, rate: int) -> None:
 
 def read_wav(path: str | Path) -> tuple[Wave, int]:
     """The samples (N,) in [-1, 1], channels averaged, and the sample rate of a PCM .wav file."""
+    with open(path, "rb") as file:
+        return decode_wav(file, str(path))
+
+
+def decode_wav(file: BinaryIO, name: str) -> tuple[Wave, int]:
+    """As `read_wav`, of an open file; `name` stands in the message of a ValueError."""
     try:
-        with open(path, "rb") as file, wave.open(file, "rb") as wav:
+        with wave.open(file, "rb") as wav:
             width, channels, rate, count = wav.getsampwidth(), wav.getnchannels(), wav.getframerate(), wav.getnframes()
             if width not in (1, 2, 3, 4) or not 1 <= channels <= 64 or not 1000 <= rate <= 384_000:
                 raise wave.Error(f"{8 * width} bits, {channels} channels, {rate} samples a second")
@@ -252,9 +258,9 @@ def read_wav(path: str | Path) -> tuple[Wave, int]:
             data = wav.readframes(min(count, MAX_BYTES // (width * channels)))
     except (wave.Error, EOFError) as error:
         reason = str(error) or "it ends too early"
-        raise ValueError(f"the file {path} is not a PCM .wav file that can be read ({reason}); convert it") from error
+        raise ValueError(f"the file {name} is not a PCM .wav file that can be read ({reason}); convert it") from error
     if len(data) != count * width * channels or not data:
-        raise ValueError(f"the sound file {path} is empty or cut short; get a whole copy of it")
+        raise ValueError(f"the sound file {name} is empty or cut short; get a whole copy of it")
     mono: Wave = from_pcm(data, width).reshape(-1, channels).mean(1, dtype=np.float32)
     return mono, rate
 

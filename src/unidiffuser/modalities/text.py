@@ -123,20 +123,11 @@ class Text(Modality[str]):
 
     def read(self, path: str | Path) -> str:
         """The sentence in a UTF-8 text file."""
-        with open(path, "rb") as file:
-            data = file.read(4 * MAX_CHARACTERS + 1)
-        if len(data) > 4 * MAX_CHARACTERS:
-            raise ValueError(
-                f"the file {path} is too large for a text; at most {4 * MAX_CHARACTERS} bytes are accepted"
-            )
-        try:
-            return self.check(data.decode("utf-8-sig"))
-        except UnicodeDecodeError as error:
-            raise ValueError(f"the file {path} is not text in UTF-8; save it as UTF-8") from error
+        return self.check(read_text(path))
 
     def write(self, raw: str, path: str | Path) -> None:
         """Write a sentence and a line break, in UTF-8."""
-        Path(path).write_text(raw + "\n", encoding="utf-8", newline="\n")
+        write_text(raw, path)
 
     def config(self) -> dict[str, Any]:
         """The length and the tokenizer."""
@@ -147,7 +138,7 @@ class Text(Modality[str]):
         return {"codes": self.codes}
 
     @classmethod
-    def restore(cls, config: dict[str, Any], state: dict[str, Tensor]) -> Self:
+    def restore(cls, config: dict[str, Any], state: Mapping[str, Tensor]) -> Self:
         """The codec with this tokenizer, length and codes."""
         expect_keys("config of a text modality", config, ["length", "tokenizer"])
         expect_keys("state of a text modality", state, ["codes"])
@@ -244,6 +235,23 @@ def plain(raw: Any) -> str:
     if not text:
         raise ValueError("the text is empty; give at least one word")
     return text
+
+
+def read_text(path: str | Path) -> str:
+    """What a UTF-8 text file says; ValueError if it is too large or something else."""
+    with open(path, "rb") as file:
+        data = file.read(4 * MAX_CHARACTERS + 1)
+    if len(data) > 4 * MAX_CHARACTERS:
+        raise ValueError(f"the file {path} is too large for a text; at most {4 * MAX_CHARACTERS} bytes are accepted")
+    try:
+        return data.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"the file {path} is not text in UTF-8; save it as UTF-8") from error
+
+
+def write_text(raw: str, path: str | Path) -> None:
+    """Write a sentence and a line break, in UTF-8."""
+    Path(path).write_text(raw + "\n", encoding="utf-8", newline="\n")
 
 
 def train_tokenizer(captions: list[str], max_words: int) -> Tokenizer:

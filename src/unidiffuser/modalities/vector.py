@@ -83,7 +83,7 @@ class Vector(Modality[Numbers]):
         return {"mean": self.mean, "std": self.std}
 
     @classmethod
-    def restore(cls, config: dict[str, Any], state: dict[str, Tensor]) -> Self:
+    def restore(cls, config: dict[str, Any], state: Mapping[str, Tensor]) -> Self:
         """The codec with this mean and standard deviation."""
         expect_keys("config of a vector modality", config, [])
         expect_keys("state of a vector modality", state, ["mean", "std"])

@@ -8,7 +8,7 @@ import dataclasses
 import importlib
 import pkgutil
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import Any, ClassVar, Self
 
 from torch import Tensor, nn
@@ -29,14 +29,25 @@ class Network(nn.Module, ABC):
     config: Any
 
     @abstractmethod
-    def forward(self, xt: Joint, t: Mapping[str, Tensor], label: Tensor | None = None) -> Joint:
+    def forward(
+        self,
+        xt: Joint,
+        t: Mapping[str, Tensor],
+        label: Tensor | None = None,
+        wanted: Collection[str] | None = None,
+    ) -> Joint:
         """The raw prediction for every stream.
 
         Args:
             xt: stream -> (B, ...), noisy.
             t: modality -> (B,), in [0, 1].
             label: (B,) integer global labels, for networks that have them.
+            wanted: the streams whose prediction is needed; all if absent. The others need not be computed.
         """
+
+    def blocks(self) -> list[nn.Module]:
+        """The repeated parts, in order: what is computed again to save memory, and cut over many processes."""
+        return []
 
     def describe(self) -> dict[str, Any]:
         """A JSON-able description from which `build` makes the same network."""
@@ -89,8 +100,10 @@ def build(description: Mapping[str, Any]) -> Network:
 
 
 def steadily(function: Callable[[Tensor], Tensor], rows: Tensor) -> Tensor:
-    """function(rows) of (B, D) rows, each the same to the bit in any batch.
+    """function(rows) of rows (..., D), each the same to the bit in any batch.
 
     A product of few rows adds up in another order than that of many, so few are padded to `STEADY_ROWS`.
     """
-    return function(F.pad(rows, (0, 0, 0, max(STEADY_ROWS - len(rows), 0))))[: len(rows)]
+    flat = rows.flatten(0, -2)
+    out = function(F.pad(flat, (0, 0, 0, max(STEADY_ROWS - len(flat), 0))))
+    return out[: len(flat)].unflatten(0, rows.shape[:-1])

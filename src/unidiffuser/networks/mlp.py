@@ -5,7 +5,7 @@ output is split back into streams. It knows nothing of grids, sequences or files
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 
 import torch
@@ -54,12 +54,21 @@ class MLP(Network):
         )
         self.head = nn.Sequential(nn.LayerNorm(d), nn.Linear(d, sum(self.sizes)))
 
-    def forward(self, xt: Joint, t: Mapping[str, Tensor], label: Tensor | None = None) -> Joint:
+    def blocks(self) -> list[nn.Module]:
+        return list(self.layers)
+
+    def forward(
+        self,
+        xt: Joint,
+        t: Mapping[str, Tensor],
+        label: Tensor | None = None,
+        wanted: Collection[str] | None = None,
+    ) -> Joint:
         values = [xt[stream].flatten(1) for stream in self.config.streams]
         times = [sinusoid(t[m] * 1000.0, self.config.dim).to(values[0]) for m in self.modalities]
-        rows = torch.cat(values + times, 1)
-        parts = steadily(self._rows, rows).split(self.sizes, 1)
-        return {stream: part.reshape(xt[stream].shape) for stream, part in zip(self.config.streams, parts, strict=True)}
+        rows = torch.cat(values + times, 1).to(self.embed.weight.dtype)
+        parts = dict(zip(self.config.streams, steadily(self._rows, rows).split(self.sizes, 1), strict=True))
+        return {s: part.reshape(xt[s].shape) for s, part in parts.items() if wanted is None or s in wanted}
 
     def _rows(self, rows: Tensor) -> Tensor:
         """All streams and timesteps as one row a sample -> all outputs as one row."""

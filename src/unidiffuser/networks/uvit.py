@@ -12,15 +12,18 @@ Two options are not the paper's. Small networks learn much faster with them (doc
                   attention sees how far apart two tokens are (Su et al. 2021, arXiv 2104.09864)
     timestep_mlp  besides its token, a timestep is added through an MLP to every token of its modality
 
+A third, `unseen`, grows a modality onto a trained network: no other token looks at it while it is ignored (t = 1), so
+there the network is the one it was.
+
 Shapes: B batch, N tokens, D width, H heads, M modalities.
 
 The network sees shapes and timesteps in [0, 1]. It knows nothing of noise schedules, files or tokenizers.
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -35,6 +38,15 @@ MIN_PAIRS = 4
 
 Rotation = tuple[Tensor, Tensor]
 """The cosines and sines by which every token is rotated, each (N, D/H/2)."""
+
+
+class Sight(NamedTuple):
+    """What attention knows of the tokens besides their content."""
+
+    rotation: Rotation | None = None
+    """For `rotary`."""
+    hidden: Tensor | None = None
+    """For `unseen`: -inf where a token must not look at another, else 0, (B, 1, N, N)."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,6 +75,10 @@ class UViTConfig:
     """Whether attention also sees relative places: rows and columns of grids, indices of sequences."""
     timestep_mlp: bool = False
     """Whether a modality's timestep is also added to all its tokens, through an MLP."""
+    unseen: tuple[str, ...] = ()
+    """Modalities whose tokens no others attend to while they are ignored, at t = 1 exactly."""
+    reach: tuple[float, ...] = ()
+    """The rows, columns and indices over which the angles of `rotary` spread; empty: the most that a stream has."""
 
     def __post_init__(self) -> None:
         if not self.streams:
@@ -86,6 +102,10 @@ class UViTConfig:
                     f"the grid {stream!r} of {shape[1]} x {shape[2]} is not a multiple of the patch {self.patch}"
                 )
         names = modalities_of(self.streams)
+        if strangers := sorted(set(self.unseen) - set(names)):
+            raise ValueError(f"unseen names {', '.join(strangers)}, but the streams belong to {', '.join(names)}")
+        if len(self.reach) not in (0, 3) or any(not far >= 1 for far in self.reach):
+            raise ValueError(f"reach is {self.reach}; it must be empty or three numbers from 1 on")
         if self.modalities and sorted(self.modalities) != sorted(names):
             raise ValueError(f"the timestep tokens are for {self.modalities}, but the streams belong to {names}")
 
@@ -123,30 +143,36 @@ class UViT(Network):
             embedding.reset_parameters()  # torch's default: tokens of about unit size, beside which 0.02 is nothing
         nn.init.trunc_normal_(self.position, std=INIT_STD)
 
-    def forward(self, xt: Joint, t: Mapping[str, Tensor], label: Tensor | None = None) -> Joint:
-        shapes = {stream: tuple(xt[stream].shape[1:]) for stream in self.config.streams}
+    def forward(
+        self,
+        xt: Joint,
+        t: Mapping[str, Tensor],
+        label: Tensor | None = None,
+        wanted: Collection[str] | None = None,
+    ) -> Joint:
+        shapes = self.shapes(xt)
         x = self.tokens(xt, t, label)  # (B, N, D)
-        rotation = self._rotation(shapes, x) if self.config.rotary else None
-        skips = []
-        for block in self.in_blocks:
-            x = block(x, rotation)
-            skips.append(x)
-        x = self.mid_block(x, rotation)
-        for block in self.out_blocks:
-            x = block(x, rotation, skips.pop())
-        x = self.norm(x)  # (B, N, D)
-        return self.streams(x, shapes)
+        x, _ = self.through(x, self.sight(t, shapes, x))
+        return self.streams(x, shapes, wanted)
+
+    def shapes(self, xt: Joint) -> dict[str, tuple[int, ...]]:
+        """The shape of one sample of every stream, in token order."""
+        return {stream: tuple(xt[stream].shape[1:]) for stream in self.config.streams}
+
+    def blocks(self) -> list[nn.Module]:
+        return [*self.in_blocks, self.mid_block, *self.out_blocks]
 
     def tokens(self, xt: Joint, t: Mapping[str, Tensor], label: Tensor | None) -> Tensor:
         """[timestep of each modality, label, stream, stream, ...] plus positions: (B, N, D)."""
-        shapes = {stream: tuple(xt[stream].shape[1:]) for stream in self.config.streams}
-        times = {m: sinusoid(t[m] * 1000.0, self.config.dim).to(self.position.dtype) for m in self.modalities}
+        dtype = self.position.dtype
+        times = {m: sinusoid(t[m] * 1000.0, self.config.dim).to(dtype) for m in self.modalities}
         parts = [time[:, None] for time in times.values()]
         added = {m: steadily(mlp, times[m])[:, None] for m, mlp in self.timestep.items()} if self.timestep else {}
         for stream in self.config.streams:
-            tokens = self.embed[_key(stream)](xt[stream])
+            embedding, values = self.embed[_key(stream)], xt[stream].to(dtype)
+            tokens = embedding(values) if values.ndim == 4 else steadily(embedding, values)
             parts.append(tokens + added[modality_of(stream)] if added else tokens)
-        x = torch.cat(parts, 1) + self._positions(shapes)
+        x = torch.cat(parts, 1) + self._positions(self.shapes(xt))
         if not self.config.labels:
             return x
         if label is None:
@@ -154,14 +180,51 @@ class UViT(Network):
         m = len(self.modalities)
         return torch.cat([x[:, :m], self.label(label)[:, None] + self.label_position, x[:, m:]], 1)
 
-    def streams(self, x: Tensor, shapes: Shapes) -> Joint:
-        """The inverse of `tokens`: the heads' outputs (B, N, D) -> stream -> (B, ...)."""
+    def through(
+        self, x: Tensor, sight: Sight, outer: int | None = None, inner: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """All blocks: (B, N, D) -> (B, N, D).
+
+        Args:
+            outer: how many pairs of blocks count as the outer ones; all if absent.
+            inner: what the inner blocks put out at another timestep, to be taken in their place; see `reuse`.
+
+        Returns:
+            The output of the last block, and that of the inner blocks.
+        """
+        half = len(self.in_blocks)
+        outer = half if outer is None else outer
+        skips = []
+        for block in self.in_blocks[:outer]:
+            x = block(x, sight)
+            skips.append(x)
+        if inner is None:
+            inner = self._inner(x, sight, outer)
+        x = inner
+        for block in self.out_blocks[half - outer :]:
+            x = block(x, sight, skips.pop())
+        return x, inner
+
+    def _inner(self, x: Tensor, sight: Sight, outer: int) -> Tensor:
+        """The blocks between the outer ones."""
+        skips = []
+        for block in self.in_blocks[outer:]:
+            x = block(x, sight)
+            skips.append(x)
+        x = self.mid_block(x, sight)
+        for block in self.out_blocks[: len(skips)]:
+            x = block(x, sight, skips.pop())
+        return x
+
+    def streams(self, x: Tensor, shapes: Shapes, wanted: Collection[str] | None = None) -> Joint:
+        """The inverse of `tokens`: (B, N, D) normalised, then the heads of the wanted streams -> stream -> (B, ...)."""
         start = len(self.modalities) + bool(self.config.labels)
         joint = {}
         for stream, shape in shapes.items():
             n = _tokens(shape, self.config.patch)
-            out = self.head[_key(stream)](x[:, start : start + n])
-            joint[stream] = unpatchify(out, shape, self.config.patch) if len(shape) == 3 else out
+            if wanted is None or stream in wanted:
+                out = steadily(self.head[_key(stream)], self.norm(x[:, start : start + n]))
+                joint[stream] = unpatchify(out, shape, self.config.patch) if len(shape) == 3 else out
             start += n
         return joint
 
@@ -183,7 +246,14 @@ class UViT(Network):
             start += n
         return torch.cat(parts, 1)
 
-    def _rotation(self, shapes: Shapes, x: Tensor) -> Rotation:
+    def sight(self, t: Mapping[str, Tensor], shapes: Shapes, x: Tensor) -> Sight:
+        """What attention knows of the tokens x (B, N, D) of streams of these shapes."""
+        return Sight(
+            self.rotation(shapes, x) if self.config.rotary else None,
+            self._hidden(t, shapes) if self.config.unseen else None,
+        )
+
+    def rotation(self, shapes: Shapes, x: Tensor) -> Rotation:
         """By which angles each token of x (B, N, D) is rotated; a grid of another size is stretched to the one known.
 
         Row, column and index count from 1; 0 stands for having none. The fastest pair makes a quarter turn a step, the
@@ -191,7 +261,6 @@ class UViT(Network):
         """
         p, pairs = self.config.patch, self.config.dim // self.config.heads // 2
         places = [torch.zeros(len(self.modalities) + bool(self.config.labels), 3)]
-        longest = [1.0, 1.0, 1.0]
         for stream, known in self.config.streams.items():
             place = torch.zeros(_tokens(shapes[stream], p), 3)
             if len(known) == 3:
@@ -200,8 +269,8 @@ class UViT(Network):
                 place[:, :2] = torch.cartesian_prod(rows, columns) * scale
             else:
                 place[:, 2] = torch.arange(1.0, known[0] + 1)
-            longest = [max(a, float(b)) for a, b in zip(longest, place.amax(0), strict=True)]
             places.append(place)
+        longest = self.config.reach or self.reach()
         shares = (pairs // 4, pairs // 4, pairs - 2 * (pairs // 4))
         angles = torch.cat(
             [
@@ -211,6 +280,40 @@ class UViT(Network):
             1,
         ).to(x.device)
         return angles.cos(), angles.sin()
+
+    def reach(self) -> tuple[float, float, float]:
+        """The most rows, columns and indices that a stream has, 1 at least."""
+        p, most = self.config.patch, [1.0, 1.0, 1.0]
+        for shape in self.config.streams.values():
+            ends = (shape[1] / p, shape[2] / p, 1.0) if len(shape) == 3 else (1.0, 1.0, float(shape[0]))
+            most = [max(a, b) for a, b in zip(most, ends, strict=True)]
+        return most[0], most[1], most[2]
+
+    def places(self, shapes: Shapes | None = None) -> dict[str, slice]:
+        """Which positions belong to the timestep of each modality ("t.NAME") and to each stream."""
+        places, start = {f"t.{m}": slice(k, k + 1) for k, m in enumerate(self.modalities)}, len(self.modalities)
+        for stream, shape in (shapes or self.config.streams).items():
+            n = _tokens(shape, self.config.patch)
+            places[stream] = slice(start, start + n)
+            start += n
+        return places
+
+    def _hidden(self, t: Mapping[str, Tensor], shapes: Shapes) -> Tensor:
+        """Which token must not look at which: (B, 1, N, N), -inf where the one is another's and unseen, else 0."""
+        places, device = self.places(shapes), self.position.device
+        owner = torch.full((max(place.stop for place in places.values()),), -1, device=device)
+        for key, place in places.items():
+            owner[place] = self.modalities.index(modality_of(key.removeprefix("t.")))
+        if self.config.labels:  # the label's token belongs to no modality
+            m = len(self.modalities)
+            owner = torch.cat([owner[:m], owner.new_full((1,), -1), owner[m:]])
+        batch = next(iter(t.values())).shape[0]
+        hidden = torch.zeros(batch, 1, len(owner), len(owner), device=device)
+        for name in self.config.unseen:
+            k = self.modalities.index(name)
+            others = (owner != k)[:, None] & (owner == k)[None, :]
+            hidden.masked_fill_((t[name] == 1)[:, None, None, None] & others, -torch.inf)
+        return hidden
 
 
 class PatchEmbedding(nn.Conv2d):
@@ -222,11 +325,8 @@ class PatchEmbedding(nn.Conv2d):
     def forward(self, x: Tensor) -> Tensor:
         p = self.kernel_size[0]
         patches = x.unfold(2, p, p).unfold(3, p, p).permute(0, 2, 3, 1, 4, 5)  # (B, h, w, C, p, p)
-        rows = patches.flatten(3).flatten(0, 2)  # (B h w, C p p)
-        return steadily(self._product, rows).unflatten(0, (x.shape[0], -1))
-
-    def _product(self, rows: Tensor) -> Tensor:
-        return F.linear(rows, self.weight.flatten(1), self.bias)
+        rows = patches.flatten(3).flatten(1, 2)  # (B, h w, C p p)
+        return steadily(lambda x: F.linear(x, self.weight.flatten(1), self.bias), rows)
 
 
 class Block(nn.Module):
@@ -241,14 +341,14 @@ class Block(nn.Module):
         self.mlp = nn.Sequential(nn.Linear(d, config.mlp_ratio * d), nn.GELU(), nn.Linear(config.mlp_ratio * d, d))
         self.mlp_norm = nn.LayerNorm(d)
 
-    def forward(self, x: Tensor, rotation: Rotation | None = None, skip: Tensor | None = None) -> Tensor:
+    def forward(self, x: Tensor, sight: Sight, skip: Tensor | None = None) -> Tensor:
         if self.skip is not None:
             assert skip is not None
             x = self.skip_norm(self.skip(torch.cat([x, skip], -1)))
         if self.post:
-            x = self.attention_norm(x + self.attention(x, rotation))
+            x = self.attention_norm(x + self.attention(x, sight))
             return self.mlp_norm(x + self.mlp(x))
-        x = x + self.attention(self.attention_norm(x), rotation)
+        x = x + self.attention(self.attention_norm(x), sight)
         return x + self.mlp(self.mlp_norm(x))
 
 
@@ -261,12 +361,12 @@ class Attention(nn.Module):
         self.qkv = nn.Linear(dim, 3 * dim, bias=False)
         self.proj = nn.Linear(dim, dim)
 
-    def forward(self, x: Tensor, rotation: Rotation | None = None) -> Tensor:
+    def forward(self, x: Tensor, sight: Sight) -> Tensor:
         qkv = self.qkv(x).unflatten(-1, (3, self.heads, -1))  # (B, N, 3, H, D/H)
         q, k, v = qkv.permute(2, 0, 3, 1, 4)  # 3 x (B, H, N, D/H)
-        if rotation is not None:
-            q, k = rotate(q, rotation), rotate(k, rotation)
-        return self.proj(attention(q, k, v).transpose(1, 2).flatten(2))  # (B, N, D)
+        if sight.rotation is not None:
+            q, k = rotate(q, sight.rotation), rotate(k, sight.rotation)
+        return self.proj(attention(q, k, v, sight.hidden).transpose(1, 2).flatten(2))  # (B, N, D)
 
 
 def rotate(x: Tensor, rotation: Rotation) -> Tensor:
@@ -276,13 +376,13 @@ def rotate(x: Tensor, rotation: Rotation) -> Tensor:
     return torch.cat([a * cos - b * sin, a * sin + b * cos], -1)
 
 
-def attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    """softmax(q k' / sqrt(d)) v over (B, H, N, d)."""
+def attention(q: Tensor, k: Tensor, v: Tensor, hidden: Tensor | None = None) -> Tensor:
+    """softmax(q k' / sqrt(d) + hidden) v over (B, H, N, d)."""
     if q.device.type == "cpu" and q.requires_grad:
         # The fused kernel's backward in bfloat16 takes a slow path on CPUs; plain products are twice as fast.
         weights = (q @ k.transpose(-2, -1)).float() * q.shape[-1] ** -0.5
-        return weights.softmax(-1).to(v.dtype) @ v
-    return F.scaled_dot_product_attention(q, k, v)
+        return (weights if hidden is None else weights + hidden).softmax(-1).to(v.dtype) @ v
+    return F.scaled_dot_product_attention(q, k, v, None if hidden is None else hidden.to(q.dtype))
 
 
 def sinusoid(t: Tensor, dim: int) -> Tensor:

@@ -60,6 +60,8 @@ def _as_job(recipe: Recipe, models: Mapping[str, str]) -> dict[str, Any]:
         notes.append(
             f"it was made by the model {recipe.model!r} ({recipe.model_sha256[:10]}), which is not loaded here"
         )
+    if recipe.reuse or recipe.size or recipe.label or recipe.dtype != "float32":
+        notes.append("it was made with a size, a label, a number format or reuse that jobs do not take; it will differ")
     job = {
         "model": models.get(recipe.model_sha256),
         "names": list(recipe.sampled),

@@ -30,6 +30,10 @@ HEADER_TIME = 10.0
 MIN_TOKEN = 8
 
 
+class CannotServeError(RuntimeError):
+    """The models cannot be loaded; the sentence says why."""
+
+
 def serve(
     models: Sequence[str],
     *,
@@ -42,13 +46,14 @@ def serve(
     limits: Limits | None = None,
     opened: Callable[[], None] = lambda: None,
 ) -> str:
-    """Serve models until a signal comes; `library` is our version.
+    """Serve models until a signal comes; `library` is our version, `opened` is called when the models are loaded.
 
     Returns:
         "interrupted" or "terminated", by which signal it was.
 
     Raises:
         ValueError: a host beyond loopback without a token, a token too short, a taken port or data folder.
+        CannotServeError: the models cannot be loaded.
     """
     check_tokens(host, tokens)
     limits, metrics = limits or Limits(), Metrics()
@@ -65,11 +70,10 @@ def serve(
         timeout_keep_alive=30, timeout_graceful_shutdown=int(limits.drain) + 5, h11_max_incomplete_event_size=32 * 1024,
         proxy_headers=False, limit_concurrency=1000,
     )  # fmt: skip
-    opened()
-    server = Server(config, hub)
+    server = Server(config, hub, opened)
     server.run(sockets=[listening])
     if hub.fatal:
-        raise ValueError(hub.fatal)
+        raise CannotServeError(hub.fatal)
     return "terminated" if server.terminated else "interrupted"
 
 
@@ -132,11 +136,18 @@ def cores() -> int:
 
 
 class Server(uvicorn.Server):
-    """Uvicorn, whose first signal starts to drain, and whose end is ours to tell."""
+    """Uvicorn, whose first signal starts to drain, and whose beginning and end are ours to tell."""
 
-    def __init__(self, config: uvicorn.Config, hub: Hub) -> None:
+    def __init__(self, config: uvicorn.Config, hub: Hub, opened: Callable[[], None]) -> None:
         super().__init__(config)
-        self.hub, self.terminated = hub, False
+        self.hub, self.terminated, self._opened, self._told = hub, False, opened, False
+
+    async def on_tick(self, counter: int) -> bool:
+        """Ten times a second: tell once that all is ready, and end if it never will be."""
+        if self.hub.ready and not self._told:
+            self._told = True
+            self._opened()
+        return await super().on_tick(counter) or bool(self.hub.fatal)
 
     def handle_exit(self, sig: int, frame: Any) -> None:
         """A signal came: the first drains, the second ends."""

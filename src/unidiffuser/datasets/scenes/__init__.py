@@ -14,8 +14,8 @@ from operator import index as whole
 import numpy as np
 from PIL import Image
 
+from unidiffuser.datasets.dice import Dice
 from unidiffuser.datasets.scenes import facts, grammar, render
-from unidiffuser.datasets.scenes.dice import Dice
 from unidiffuser.datasets.scenes.facts import Scene
 
 VERSION = 1  # any change of the pixels, the sentences or their distribution is a new version
@@ -52,6 +52,10 @@ class Scenes:
     def __getitem__(self, index: int) -> dict[str, Image.Image | str]:
         pixels, sentence = self._sample(index)
         return {"image": Image.fromarray(pixels), "text": sentence}
+
+    def label_of(self, index: int) -> int:
+        """There is one source."""
+        return 0
 
     def facts(self, index: int) -> Scene:
         """The whole truth about sample `index`, in normal form."""

@@ -14,7 +14,7 @@ It knows nothing of pixels, places or sentences.
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from unidiffuser.datasets.scenes.dice import Dice
+from unidiffuser.datasets.dice import Dice
 
 SHAPES = ("circle", "square", "triangle", "star", "cross", "heart")
 COLOURS = ("red", "green", "blue", "yellow", "purple", "orange", "teal", "black")

@@ -15,7 +15,7 @@ It knows nothing of pictures or of how scenes are drawn.
 
 from collections.abc import Mapping
 
-from unidiffuser.datasets.scenes.dice import Dice
+from unidiffuser.datasets.dice import Dice
 from unidiffuser.datasets.scenes.facts import BACKGROUNDS, COLOURS, INVERSE, SHAPES, Object, Scene
 
 MAX_WORDS = 20

@@ -19,7 +19,7 @@ from itertools import pairwise
 import numpy as np
 from numpy.typing import NDArray
 
-from unidiffuser.datasets.scenes.dice import Dice
+from unidiffuser.datasets.dice import Dice
 from unidiffuser.datasets.scenes.facts import Object, Scene
 
 WIDTH = 64  # pixels, both ways

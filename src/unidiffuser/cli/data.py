@@ -1,0 +1,124 @@
+"""The verb data: look at a data set before training, and run the codecs over it once."""
+
+import argparse
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from unidiffuser.cli.flags import Parser
+from unidiffuser.cli.terminal import Terminal
+
+if TYPE_CHECKING:
+    from unidiffuser.modalities import Modality
+
+STORED = ("float32", "float16", "bfloat16")
+
+
+def check(args: argparse.Namespace, terminal: Terminal) -> int:
+    """Say what of a data set will be used, what is damaged, and why; exit code 2 if it cannot be trained on."""
+    from unidiffuser.datasets import open_data
+    from unidiffuser.datasets.checking import check
+
+    try:
+        data = open_data(args.data, budget=args.budget, tolerant=True)
+        with terminal.progress("checking") as progress:
+            report = check(data, progress)
+    except ValueError as error:
+        report = {"usable": False, "why": " ".join(str(error).split())}
+    terminal.answer(report, described(report))
+    return 0 if report["usable"] else 2
+
+
+def encode(args: argparse.Namespace, terminal: Terminal) -> int:
+    """Run the codecs over a data set once and store the latents in checked shards; the same line goes on if stopped."""
+    from unidiffuser import encode as encoding
+    from unidiffuser.datasets import open_data
+
+    if args.model and args.codecs:
+        raise ValueError("--model and --codecs both say which codecs to use; give one of them")
+    if args.stored not in STORED:
+        raise ValueError(f"--stored must be {', '.join(STORED)}, not {args.stored!r}")
+    codecs = _codecs(args)
+    options = {name: codec.config() for name, codec in codecs.items()} if codecs else {}
+    rates = {name: {"sample_rate": o["sample_rate"]} for name, o in options.items() if "sample_rate" in o}
+    data = open_data(args.data, budget=args.budget, options=rates)
+    if not codecs:
+        terminal.say("fitting the codecs")
+        codecs = encoding.fitted(data)
+    with terminal.progress("encoding") as progress:
+        manifest = encoding.encode(
+            data, codecs, Path(args.out), stored=args.stored, force=args.force, progress=progress
+        )
+    shards = [shard for source in manifest.sources for shard in source.shards]
+    answer = {
+        "out": args.out,
+        "samples": sum(shard.rows for shard in shards),
+        "damaged": sum(sum(shard.damaged.values()) for shard in shards),
+        "shards": len(shards),
+        "bytes": sum(shard.bytes for shard in shards),
+        "codecs_sha256": manifest.codecs,
+        "streams": manifest.streams,
+    }
+    size = f"{answer['bytes'] / 1e6:.1f} MB in {len(shards)} shards"
+    terminal.answer(answer, [f"{args.out}: {answer['samples']} samples, {answer['damaged']} damaged, {size}"])
+    return 0
+
+
+def _codecs(args: argparse.Namespace) -> "Mapping[str, Modality[Any]]":
+    """The codecs that --model or --codecs names; none if they are to be fitted."""
+    if args.model:
+        from unidiffuser.checkpoints import box, native
+
+        return native.read(box.find(args.model)).modalities
+    if args.codecs:
+        from unidiffuser.datasets.codec_files import load_codecs
+
+        return load_codecs(Path(args.codecs))
+    return {}
+
+
+def described(report: Mapping[str, Any]) -> list[str]:
+    """A report in lines for a person."""
+    if "sources" not in report:
+        return [f"not usable: {report['why']}"]
+    lines = ["usable" if report["usable"] else f"not usable: {report['why']}"]
+    for name, options in report["modalities"].items():
+        kept = [f"{key} {value}" for key, value in options.items() if key not in ("kind", "present")]
+        lines.append(f"{name}: {options['present']} samples; {', '.join([options['kind'], *kept])}")
+    for source in report["sources"]:
+        lines += _source(source)
+    if report["epoch"] != report["samples"]:
+        lines.append(f"an epoch has {report['epoch']} samples, since rows take turns or sources are mixed")
+    return lines
+
+
+def _source(source: Mapping[str, Any]) -> list[str]:
+    columns = ", ".join(f"{name} from {column}" for name, column in source.get("columns", {}).items())
+    of = f" of {source['rows']} rows" if "rows" in source else ""
+    lines = [f"{source['path']} ({source.get('format', 'encoded')}): {source['usable']} samples{of}"]
+    lines += [f"  {columns}"] if columns else []
+    for kind in ("damaged", "lost", "filtered", "without", "ignored", "noted"):
+        for reason, found in source.get(kind, {}).items():
+            names = f" ({', '.join(found['first'])}{', ...' if found['count'] > len(found['first']) else ''})"
+            lines.append(f"  {kind}: {found['count']} x {reason}{names if found['first'] else ''}")
+    return lines
+
+
+def check_flags(parser: Parser) -> None:
+    """The flags of data check."""
+    _add_data(parser)
+
+
+def encode_flags(parser: Parser) -> None:
+    """The flags of data encode."""
+    _add_data(parser)
+    parser.flag("--out", required=True, metavar="FOLDER", help="where the latents go")
+    parser.flag("--model", metavar="MODEL", help="use the codecs of a model: its name in the box, or a folder")
+    parser.flag("--codecs", metavar="FOLDER", help="use the codecs of encoded data (default: fit them on the data)")
+    parser.flag("--stored", default="float32", metavar="FORMAT", help=f"of the numbers: {', '.join(STORED)}")
+    parser.flag("--force", action="store_true", help="replace latents of other codecs or other data")
+
+
+def _add_data(parser: Parser) -> None:
+    parser.add_argument("data", nargs="+", metavar="FOLDER", help="folder, file or declaration; several are chained")
+    parser.flag("--budget", type=float, metavar="SHARE", help="of samples that may be damaged (default: 0.1)")

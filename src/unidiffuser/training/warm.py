@@ -1,0 +1,129 @@
+"""Weights to begin from: those of a trained model, put into a network of another grid or with more modalities.
+
+A tensor of the same name and shape is taken over. Learned positions are taken stream by stream, and those of a grid of
+another size are interpolated. What belongs to a new modality (embedding, head, timestep) starts fresh; the network is
+told not to look at it while it is ignored (`UViTConfig.unseen`), so that the old function is kept there.
+"""
+
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from unidiffuser.checkpoints import Parts, box, native
+from unidiffuser.joint import modalities_of
+from unidiffuser.modalities import Modality
+from unidiffuser.modalities.image import Image
+from unidiffuser.networks import Network, build
+from unidiffuser.networks.autoencoder import AutoEncoder
+from unidiffuser.networks.uvit import UViT
+
+
+def codecs_of(model: str, wanted: Mapping[str, Mapping[str, Any]]) -> dict[str, Modality[Any]]:
+    """The codecs of a model, whose latents must go on meaning what they meant; pictures may get another size.
+
+    Args:
+        wanted: modality -> the options of its codec; {"size": S} or {"autoencoder": {"size": S}} asks for a size.
+    """
+    found = dict(native.read(box.find(model)).modalities)
+    for name, entry in wanted.items():
+        codec, size = found.get(name), (entry.get("autoencoder") or entry).get("size")
+        if isinstance(codec, Image) and size and size != codec.size:
+            found[name] = resized(codec, size)
+    return found
+
+
+def resized(codec: Image, size: int) -> Image:
+    """The same codec for pictures of another size; an autoencoder is a convolution and takes any."""
+    if codec.latents is None:
+        return Image(size=size, channels=codec.channels)
+    before = codec.latents.autoencoder
+    after = AutoEncoder(replace(before.config, size=size))
+    after.load_state_dict(before.state_dict())
+    return Image(size=size, channels=codec.channels, latents=replace(codec.latents, autoencoder=after.eval()))
+
+
+def grown(parts: Parts, description: Mapping[str, Any]) -> dict[str, Any]:
+    """The description of the network that begins from a model: the model's own, with the streams of `description`.
+
+    Raises:
+        ValueError: the new network lacks a modality of the model.
+    """
+    old = parts.network.describe()
+    had, wanted = modalities_of(old["streams"]), modalities_of(description["streams"])
+    if lost := [m for m in had if m not in wanted]:
+        raise ValueError(f"the model of --start has {', '.join(had)}, but the data has no {', '.join(lost)}")
+    new = [m for m in wanted if m not in had]
+    order = [*(s for s in description["streams"] if s.partition(".")[0] in had)]
+    order += [s for s in description["streams"] if s not in order]
+    streams = {s: tuple(description["streams"][s]) for s in order}
+    result = {**old, "streams": streams}
+    if old.get("kind") == "uvit":
+        result["modalities"] = (*(old["modalities"] or had), *new)
+        result["unseen"] = (*old["unseen"], *new)
+        result["labels"] = max(old["labels"], description.get("labels", 0))
+        if old["rotary"] and not old["reach"]:
+            result["reach"] = _uvit(parts.network).reach()
+    return result
+
+
+def started(parts: Parts, description: Mapping[str, Any]) -> Network:
+    """A network with the weights of a model wherever they fit.
+
+    Args:
+        parts: the model.
+        description: of the new network; its streams matter, all else is the model's.
+
+    Raises:
+        ValueError: a modality of the model is not there, or a weight has another shape.
+    """
+    network = build(grown(parts, description))
+    old = parts.network.state_dict()
+    new = network.state_dict()
+    for name, x in new.items():
+        if name == "position":
+            _positions(_uvit(parts.network), _uvit(network), old[name], x)
+        elif name in old and old[name].shape == x.shape:
+            x.copy_(old[name])
+        elif name in old and name == "label.weight":
+            x[: len(old[name])] = old[name]
+        elif name in old:
+            raise ValueError(
+                f"the weights {name} of the model of --start are {tuple(old[name].shape)}, "
+                f"but this run needs {tuple(x.shape)}"
+            )
+    network.load_state_dict(new)
+    return network
+
+
+def _uvit(network: Network) -> UViT:
+    assert isinstance(network, UViT)
+    return network
+
+
+@torch.no_grad()
+def _positions(before: UViT, after: UViT, old: Tensor, new: Tensor) -> None:
+    """Take over the learned positions (1, N, D), timestep by timestep and stream by stream."""
+    was, now = before.places(), after.places()
+    for key, there in now.items():
+        if key not in was:
+            continue
+        part = old[:, was[key]]
+        if part.shape[1] != there.stop - there.start:
+            part = _resized(part, before.config.streams[key], after.config.streams[key], before.config.patch)
+        new[:, there] = part
+
+
+def _resized(part: Tensor, shape: tuple[int, ...], wanted: tuple[int, ...], patch: int) -> Tensor:
+    """The positions (1, n, D) of a stream of one shape for another; a longer sequence repeats the last one."""
+    if len(shape) != len(wanted):
+        raise ValueError(f"a stream of shape {shape} cannot become one of shape {wanted}")
+    if len(wanted) == 3:
+        grid = part.transpose(1, 2).reshape(1, -1, shape[1] // patch, shape[2] // patch)
+        size = (wanted[1] // patch, wanted[2] // patch)
+        return F.interpolate(grid, size, mode="bilinear").flatten(2).transpose(1, 2)
+    index = torch.arange(wanted[0]).clamp(max=part.shape[1] - 1)
+    return part[:, index]
