@@ -1,4 +1,4 @@
-"""Small things that the OpenAI API needs: picture formats, when to show partial pictures, events as text."""
+"""Small things that the OpenAI API needs: picture formats, events as text."""
 
 import io
 import json
@@ -17,11 +17,6 @@ def as_format(data: bytes, name: str, quality: int | None) -> bytes:
     with Image.open(io.BytesIO(data), formats=("PNG",)) as picture:
         picture.convert("RGB").save(buffer, FORMATS[name], quality=95 if quality is None else quality)
     return buffer.getvalue()
-
-
-def partials(count: int, steps: int) -> list[int]:
-    """After which steps partial pictures are due: evenly spread, none at the ends."""
-    return [max(1, steps * (k + 1) // (count + 1)) for k in range(count)]
 
 
 def sse(name: str | None, data: dict[str, Any]) -> str:

@@ -20,7 +20,7 @@ from fastapi.responses import StreamingResponse
 from starlette.datastructures import UploadFile
 
 from unidiffuser.server.hub import Hub
-from unidiffuser.server.images import as_format, partials, sse
+from unidiffuser.server.images import as_format, sse
 from unidiffuser.server.limits import TurnedAwayError, missing
 from unidiffuser.server.native import REFUSALS, UNBUFFERED, owner_of
 from unidiffuser.server.openai_schemas import (
@@ -124,8 +124,8 @@ async def _images(hub: Hub, request: Request, body: Any, picture: dict[str, Any]
     format_ = getattr(body, "output_format", None) or "png"
     if getattr(body, "stream", None):
         count = getattr(body, "partial_images", None) or 0
-        row = await hub.submit(owner_of(request), request.state.client, _plain(job | {"previews": count > 0}))
-        stream = _image_stream(hub, request, row, picture["name"], count, format_)
+        row = await hub.submit(owner_of(request), request.state.client, _plain(job | {"partials": count}))
+        stream = _image_stream(hub, row, picture["name"], format_)
         return StreamingResponse(stream, media_type="text/event-stream", headers=UNBUFFERED)
     row = await _carried_out(hub, request, job)
     data = []
@@ -148,17 +148,13 @@ async def _images(hub: Hub, request: Request, body: Any, picture: dict[str, Any]
     }
 
 
-async def _image_stream(
-    hub: Hub, request: Request, row: Row, name: str, count: int, format_: str
-) -> AsyncIterator[str]:
+async def _image_stream(hub: Hub, row: Row, name: str, format_: str) -> AsyncIterator[str]:
     """Partial pictures, then each finished one."""
     common = {"created_at": int(row.created), "output_format": format_}
-    steps = row.job["steps"]
-    wanted = partials(count, steps)
     index = 0
     try:
         async for told in hub.follow(row):
-            if told and told.name == "preview" and index < count and told.data["step"] >= wanted[index]:
+            if told and told.name == "preview":
                 value = told.data["samples"][0][name]
                 image = await asyncio.to_thread(as_format, base64.b64decode(value["data"]), format_, None)
                 body = {"b64_json": base64.b64encode(image).decode(), "partial_image_index": index, **common}

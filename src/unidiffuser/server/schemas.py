@@ -62,6 +62,7 @@ class JobBody(Strict):
     of: Name | None = Field(None, description="Of a score: what is explained; the first given modality if absent.")
     draws: int = Field(64, ge=2, le=1024, description="Of a score: noise draws.")
     previews: bool = Field(False, description="Whether events carry what the samples look like on the way.")
+    partials: int = Field(0, ge=0, le=16, description="So many previews evenly spread over the steps, however fast.")
     deadline_s: float | None = Field(None, gt=0, le=86_400, allow_inf_nan=False, description="Give up after so long.")
 
     @model_validator(mode="after")

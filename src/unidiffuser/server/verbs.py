@@ -85,7 +85,7 @@ def evaluations(plain: Mapping[str, Any]) -> int:
 def _sample(bench: Bench, plain: Mapping[str, Any]) -> dict[str, Any]:
     model, emit = bench.model, bench.emit
     asked = _request(model, plain)
-    watch = _Previews(model, emit).show if plain["previews"] else None
+    watch = _Previews(model, emit, plain).show if plain["previews"] or plain["partials"] else None
 
     def told(glimpse: Glimpse) -> None:
         done = glimpse.rows.start // BATCH * glimpse.steps + glimpse.step
@@ -154,15 +154,22 @@ VERBS: dict[str, Callable[[Bench, Mapping[str, Any]], dict[str, Any]]] = {
 
 
 class _Previews:
-    """Clean estimates as events, not too often."""
+    """Clean estimates as events: at the steps that were asked for, and all the way but not too often."""
 
-    def __init__(self, model: UniDiffuser, emit: Emit) -> None:
+    def __init__(self, model: UniDiffuser, emit: Emit, plain: Mapping[str, Any]) -> None:
         self._codecs, self._emit, self._next = model.modalities, emit, 0.0
+        self._flowing, self._parts = plain["previews"], plain["partials"] + 1
+
+    def _due(self, step: int, steps: int) -> bool:
+        """Whether a part of the way ends with this step."""
+        return step * self._parts // steps > (step - 1) * self._parts // steps
 
     def show(self, glimpse: Glimpse) -> None:
-        """Decode and tell, unless it is too early, or these are not the first samples, or the last step is done."""
+        """Decode and tell, unless it is not time, or these are not the first samples, or the last step is done."""
         started = time.monotonic()
-        if glimpse.rows.start or glimpse.step == glimpse.steps or started < self._next:
+        if glimpse.rows.start or glimpse.step == glimpse.steps:
+            return
+        if not self._due(glimpse.step, glimpse.steps) and (not self._flowing or started < self._next):
             return
         values = glimpse.values(SHOWN)
         samples = [

@@ -55,6 +55,8 @@ function buildSeed() {
   });
 }
 
+let due = 0;
+
 // Ask how the server is; a server that cannot be reached is asked again, less and less often.
 async function pulse(wait = EVERY) {
   let next = EVERY;
@@ -72,7 +74,8 @@ async function pulse(wait = EVERY) {
     next = Math.min(2 * wait, 15_000);
   }
   if (state.model) drawGo();
-  setTimeout(() => pulse(next), document.hidden ? 4 * next : next);
+  clearTimeout(due);
+  due = setTimeout(() => pulse(next), document.hidden ? 4 * next : next);
 }
 
 function banner(text) {
@@ -149,4 +152,5 @@ buildDrop();
 $("go").addEventListener("click", go);
 $("cancel").addEventListener("click", cancel);
 $("help").addEventListener("click", openHelp);
+addEventListener("online", () => pulse());
 pulse();

@@ -26,6 +26,7 @@ function image(info, give) {
     if (file.files[0]) give(await fileAsUrl(file.files[0]));
     file.value = "";
   });
+  let shown = null;
   return {
     node,
     well,
@@ -34,7 +35,8 @@ function image(info, give) {
       picture.hidden = !value;
       empty.hidden = Boolean(value);
       noise.hidden = true;
-      map.hidden = true;
+      if (value !== shown) map.hidden = true; // a map belongs to one picture
+      shown = value;
       if (value) Object.assign(picture, { src: source(value), alt });
     },
     busy(on, said) {
