@@ -12,7 +12,7 @@ from running_server import Server
 
 CHROMIUM = ("chromium", "chromium-browser", "google-chrome")
 DESK, PHONE, WALL = (1280, 900), (320, 640), (3840, 2160)
-SETTLED = "document.getAnimations().length === 0"
+SETTLED = "() => document.getAnimations().length === 0"
 
 
 @contextmanager

@@ -100,7 +100,8 @@ class Server:
 
     def worker(self) -> int:
         """The process id of the worker: the child that is not Python's resource tracker."""
-        children = Path(f"/proc/{self.process.pid}/task/{self.process.pid}/children").read_text().split()
+        tasks = Path(f"/proc/{self.process.pid}/task").glob("*/children")  # a thread of the web process started it
+        children = [pid for task in tasks for pid in task.read_text().split()]
         [found] = [int(pid) for pid in children if b"spawn_main" in Path(f"/proc/{pid}/cmdline").read_bytes()]
         return found
 

@@ -26,7 +26,7 @@ def open_server(args: argparse.Namespace, terminal: Terminal) -> None:
         from unidiffuser.server.replicas import serve_on_ray
 
         terminal.say(f"the studio will be at http://{shown}:{args.port} (Ray, {args.replicas} replicas)")
-        serve_on_ray(
+        served = serve_on_ray(
             models,
             library=__version__,
             host=args.host,
@@ -35,21 +35,22 @@ def open_server(args: argparse.Namespace, terminal: Terminal) -> None:
             data=data,
             replicas=args.replicas,
         )
-        return
-    from unidiffuser.server.serve import serve
+    else:
+        from unidiffuser.server.serve import serve
 
-    served = serve(
-        models,
-        library=__version__,
-        host=args.host,
-        port=args.port,
-        tokens=tokens,
-        data=data,
-        devices=args.device or ["cpu"],
-        opened=lambda: terminal.say(f"the studio is at http://{shown}:{args.port} (Ctrl-C ends it)"),
-    )
+        served = serve(
+            models,
+            library=__version__,
+            host=args.host,
+            port=args.port,
+            tokens=tokens,
+            data=data,
+            devices=args.device or ["cpu"],
+            opened=lambda: terminal.say(f"the studio is at http://{shown}:{args.port} (Ctrl-C ends it)"),
+        )
     if served == "terminated":
         raise Terminated
+    raise KeyboardInterrupt
 
 
 def _need(extra: str) -> None:

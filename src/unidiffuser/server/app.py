@@ -40,9 +40,9 @@ def build(hub: Hub, *, library: str, hosts: Sequence[str], tokens: Sequence[str]
 
     @asynccontextmanager
     async def life(app: FastAPI) -> AsyncIterator[None]:
-        await hub.open()
+        await hub.work.open()
         yield
-        await hub.close()
+        await hub.work.close()
 
     app = FastAPI(
         title="unidiffuser",
@@ -71,8 +71,10 @@ def _add_health(app: FastAPI, hub: Hub, library: str) -> None:
     @app.get("/ready", responses={503: {"description": "Not now."}})
     async def ready() -> JSONResponse:
         """Whether jobs are carried out."""
-        state = {"ready": hub.ready, "trouble": hub.trouble()}
-        return JSONResponse(state, 200 if hub.ready else 503, headers={} if hub.ready else {"retry-after": "2"})
+        state = {"ready": hub.work.ready, "trouble": hub.work.trouble()}
+        return JSONResponse(
+            state, 200 if hub.work.ready else 503, headers={} if hub.work.ready else {"retry-after": "2"}
+        )
 
     @app.get("/metrics", response_class=PlainTextResponse)
     async def metrics() -> Response:

@@ -17,11 +17,12 @@ from pydantic import Field
 
 from unidiffuser.server.files import TYPE
 from unidiffuser.server.guard import COOKIE, Guard, session_of
-from unidiffuser.server.hub import Hub, summary
+from unidiffuser.server.hub import Hub
 from unidiffuser.server.limits import TurnedAwayError, missing
 from unidiffuser.server.schemas import ErrorAnswer, JobAnswer, JobBody, JobList, PictureBody, Status, Strict
 from unidiffuser.server.store import Row
 from unidiffuser.server.strict import StrictRoute
+from unidiffuser.server.work import summary
 
 JobId = Annotated[str, Path(pattern=r"^[0-9a-f]{32}$", description="The id of a job.")]
 Key = Annotated[str | None, Header(alias="Idempotency-Key", min_length=1, max_length=128, pattern=r"^[\x21-\x7e]+$")]
@@ -51,10 +52,10 @@ def routes(hub: Hub, guard: Guard, library: str) -> APIRouter:
         """What this server is, what it can do, and how busy it is."""
         return {
             "version": library,
-            "ready": hub.ready,
-            "trouble": hub.trouble(),
+            "ready": hub.work.ready,
+            "trouble": hub.work.trouble(),
             "models": hub.models,
-            "queue": {"waiting": len(hub.queue), "running": sum(len(s.running) for s in hub.stations)},
+            "queue": {"waiting": len(hub.work.queue), "running": hub.work.running},
             "limits": {"job_cost": hub.limits.job_cost, "queue_jobs": hub.limits.queue_jobs},
         }
 
@@ -186,5 +187,5 @@ def owner_of(request: Request) -> str:
 
 def told(hub: Hub, row: Row) -> dict[str, Any]:
     """A job as clients see it, with its place in the queue."""
-    waits = row.state == "queued" and row.id in hub.queue
-    return summary(row) | {"ahead": hub.queue.ahead(row.id) if waits else None}
+    waits = row.state == "queued" and row.id in hub.work.queue
+    return summary(row) | {"ahead": hub.work.queue.ahead(row.id) if waits else None}

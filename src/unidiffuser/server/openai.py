@@ -248,7 +248,7 @@ async def _data_url(file: UploadFile) -> str:
 def _kinds(hub: Hub, name: str | None) -> tuple[dict[str, Any], dict[str, Any]]:
     """The picture and the sentence of a model."""
     if not hub.models:
-        raise TurnedAwayError(503, hub.trouble(), "not_ready", retry=2)
+        raise TurnedAwayError(503, hub.work.trouble(), "not_ready", retry=2)
     entry = next((m for m in hub.models if name in (None, m["name"])), None)
     if entry is None:
         known = ", ".join(m["name"] for m in hub.models)

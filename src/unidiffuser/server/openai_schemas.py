@@ -141,7 +141,6 @@ class Image(BaseModel):
     seed: int
     b64_json: str | None = None
     url: str | None = None
-    revised_prompt: str | None = None
 
 
 class ImageAnswer(BaseModel):

@@ -169,8 +169,11 @@ def serve_on_ray(
     tokens: Sequence[str] = (),
     data: Path | None = None,
     replicas: int = 2,
-) -> None:
+) -> str:
     """Deploy on the Ray cluster of RAY_ADDRESS, or on a local one, and stay until a signal comes.
+
+    Returns:
+        "interrupted" or "terminated", by which signal it was.
 
     Raises:
         ValueError: as `serve`, or no replicas.
@@ -187,12 +190,26 @@ def serve_on_ray(
     try:
         serve.start(http_options={"host": host, "port": port})
         serve.run(_application(folders, library, host, tokens, data, replicas), name=NAME, route_prefix="/")
-        stop = threading.Event()
-        signal.signal(signal.SIGINT, lambda *_: stop.set())
-        stop.wait()
+        return wait_for_signal()
     finally:
         serve.shutdown()
         ray.shutdown()
+
+
+def wait_for_signal() -> str:
+    """Wait for SIGINT or SIGTERM, and say which came; Ray's own way to end by SIGTERM is to abort."""
+    came: list[int] = []
+    stop = threading.Event()
+
+    def end(number: int, frame: object) -> None:
+        came.append(number)
+        stop.set()
+
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, end)
+    while not stop.wait(1.0):
+        pass
+    return "terminated" if signal.SIGTERM in came else "interrupted"
 
 
 def _application(
@@ -212,9 +229,10 @@ def _application(
         from unidiffuser.server.hub import Hub
         from unidiffuser.server.metrics import Metrics
         from unidiffuser.server.store import Store
+        from unidiffuser.server.work import Work
 
         link = ReplicaLink(serve.get_deployment_handle("worker", NAME))
-        hub = Hub(Store(data or data_folder()), [link], limits, Metrics())
+        hub = Hub(Work(Store(data or data_folder()), [link], limits, Metrics()))
         return build(hub, library=library, hosts=host_names(host), tokens=tokens)
 
     class Front:

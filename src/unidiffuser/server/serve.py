@@ -24,7 +24,9 @@ from unidiffuser.server.limits import Limits
 from unidiffuser.server.link import WorkerProcess
 from unidiffuser.server.metrics import Metrics
 from unidiffuser.server.store import Store
+from unidiffuser.server.work import Work
 
+LOG = logging.getLogger(__name__)
 HEADER_TIME = 10.0
 """Seconds a client may take over the head of a request."""
 MIN_TOKEN = 8
@@ -63,17 +65,18 @@ def serve(
         WorkerProcess(list(models), device=device, lanes=cores(), library=library, forward=metrics.forward)
         for device in devices
     ]
-    hub = Hub(store, links, limits, metrics)
-    app = build(hub, library=library, hosts=host_names(host), tokens=tokens)
+    work = Work(store, links, limits, metrics)
+    app = build(Hub(work), library=library, hosts=host_names(host), tokens=tokens)
     config = uvicorn.Config(
         app, http=Protocol, ws="none", log_config=None, access_log=False, server_header=False,
         timeout_keep_alive=30, timeout_graceful_shutdown=int(limits.drain) + 5, h11_max_incomplete_event_size=32 * 1024,
         proxy_headers=False, limit_concurrency=1000,
     )  # fmt: skip
-    server = Server(config, hub, opened)
+    LOG.info("listening on %s port %d; the models are being loaded", host, listening.getsockname()[1])
+    server = Server(config, work, opened)
     server.run(sockets=[listening])
-    if hub.fatal:
-        raise CannotServeError(hub.fatal)
+    if work.fatal:
+        raise CannotServeError(work.fatal)
     return "terminated" if server.terminated else "interrupted"
 
 
@@ -138,21 +141,21 @@ def cores() -> int:
 class Server(uvicorn.Server):
     """Uvicorn, whose first signal starts to drain, and whose beginning and end are ours to tell."""
 
-    def __init__(self, config: uvicorn.Config, hub: Hub, opened: Callable[[], None]) -> None:
+    def __init__(self, config: uvicorn.Config, work: Work, opened: Callable[[], None]) -> None:
         super().__init__(config)
-        self.hub, self.terminated, self._opened, self._told = hub, False, opened, False
+        self.work, self.terminated, self._opened, self._told = work, False, opened, False
 
     async def on_tick(self, counter: int) -> bool:
         """Ten times a second: tell once that all is ready, and end if it never will be."""
-        if self.hub.ready and not self._told:
+        if self.work.ready and not self._told:
             self._told = True
             self._opened()
-        return await super().on_tick(counter) or bool(self.hub.fatal)
+        return await super().on_tick(counter) or bool(self.work.fatal)
 
     def handle_exit(self, sig: int, frame: Any) -> None:
         """A signal came: the first drains, the second ends."""
         self.terminated = self.terminated or sig == signal.SIGTERM
-        self.hub.drain()
+        self.work.drain()
         super().handle_exit(sig, frame)
         self._captured_signals.clear()  # the command line says how it ended
 

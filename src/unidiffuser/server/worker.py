@@ -24,7 +24,7 @@ from functools import partial
 from multiprocessing.connection import Connection
 from typing import Any
 
-from unidiffuser.checkpoints import ModelError
+from unidiffuser.checkpoints import ModelError, box, native
 from unidiffuser.pipeline import UniDiffuser
 from unidiffuser.server.batching import StoppedError
 from unidiffuser.server.engine import Engine, on_one_thread
@@ -57,7 +57,8 @@ def load(folders: list[str], device: str) -> dict[str, UniDiffuser]:
     """
     models: dict[str, UniDiffuser] = {}
     for folder in folders:
-        model = UniDiffuser.from_pretrained(folder, device=device)
+        model = UniDiffuser.from_parts(native.read(box.find(folder), own=True)).to(device)
+        model.part.wake()
         if model.name in models:
             raise ValueError(
                 f"two models are called {model.name!r}, and requests could not tell them apart; "

@@ -26,7 +26,7 @@ export function buildPlane() {
   const lines = [0.25, 0.5, 0.75].flatMap((t) => [el("line", { class: "grid", x1: X(t), x2: X(t), y1: Y(0), y2: Y(1) }), el("line", { class: "grid", x1: X(0), x2: X(1), y1: Y(t), y2: Y(t) })]);
   const svg = el("svg", { class: "planesvg", viewBox: `0 0 ${SIZE} ${SIZE}`, role: "group", "aria-label": `Timestep of the ${axes[0]} across, of the ${axes[1]} up` },
     ...lines, el("rect", { class: "grid", x: X(0), y: Y(1), width: X(1) - X(0), height: Y(0) - Y(1) }),
-    el("text", { x: X(0) + 4, y: Y(0) + 13 }, "finished"), el("text", { x: X(1), y: Y(1) - 5, "text-anchor": "end" }, "pure noise"),
+    el("text", { x: X(0) + 9, y: Y(0) + 14 }, "finished"), el("text", { x: X(1), y: Y(1) - 5, "text-anchor": "end" }, "pure noise"),
     el("text", { x: X(1), y: Y(0) + 13, "text-anchor": "end" }, `t ${axes[0]} →`), el("text", { x: X(0), y: Y(1) - 5 }, `t ${axes[1]} ↑`),
     trail, way, weak, handle, marker);
   note = el("div", { class: "planenote", "aria-live": "polite" });

@@ -40,7 +40,7 @@ async function vary(card, plane, run) {
   }
 }
 
-const radius = (k) => 20 + 10 * k;
+const radius = (k) => 21 + 10 * k;
 
 function settings() {
   const { steps, solver, guidance } = state.settings;
@@ -50,7 +50,7 @@ function settings() {
 function neighbour(value, card, t, k, i) {
   const angle = (2 * Math.PI * (i + k / LEVELS.length)) / EACH - Math.PI / 2;
   const node = el("button", { type: "button", "aria-label": `a variation from t ${t}${card.media === "text" ? `: ${value}` : ""}`, title: `t ${t}`, onclick: () => giveValue(card.name, value) }, thumbnail(value, card.media));
-  node.style.left = `${50 + (radius(k) + 9) * Math.cos(angle)}%`;
-  node.style.top = `${50 + (radius(k) + 9) * Math.sin(angle)}%`;
+  node.style.left = `${50 + radius(k) * Math.cos(angle)}%`;
+  node.style.top = `${50 + radius(k) * Math.sin(angle)}%`;
   return node;
 }
