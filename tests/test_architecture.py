@@ -19,12 +19,12 @@ LAYERS = """
     __init__ cli
     server
     presets
-    train evaluate
+    train distill evaluate
     stages
     optimise
     training
     request
-    pipeline recipe
+    pipeline recipe sheet
     encode
     codecs
     checkpoints
@@ -36,12 +36,15 @@ LAYERS = """
     chains agreement
     sampling
     solvers
+    teach
     guidance
-    losses
+    critic
+    losses instruct
     lora
     mixture reuse
     denoiser
     networks
+    divergences
     offload
     process
     timesteps

@@ -242,7 +242,7 @@ def _uses(run: _Run) -> dict[str, dict[str, Any]]:
     pixels, captions = run.truth("test").batch(chunk)
     joint = run.model.encode(image=[Image.fromarray(picture) for picture in pixels], text=captions)
     joint = {stream: x.to(run.model.device) for stream, x in joint.items()}
-    return use_of_others(run.model.denoiser, run.model.process, joint, list(chunk))
+    return use_of_others(run.model.posterior, run.model.process, joint, list(chunk))
 
 
 def _said(sentence: str) -> Scene | None:

@@ -113,11 +113,13 @@ class UniDiffuser:
         modalities: Mapping[str, Modality[Any]],
         *,
         settings: Settings | None = None,
+        critic: Network | None = None,
         name: str = "unnamed",
         training: Mapping[str, Any] | None = None,
         card: str = "",
         digest: str = "",
         weights: Weights | None = None,
+        critic_weights: Weights | None = None,
     ) -> None:
         """
         Args:
@@ -126,9 +128,10 @@ class UniDiffuser:
             prediction: what the network's outputs stand for.
             modalities: name -> codec; a name is a keyword of `sample` and a flag of the command line.
             settings: how to sample unless told otherwise.
+            critic: of a student, whose network answers with samples: a network of its law that answers with means.
             name, training, card: what the model says of itself.
             digest: the sha256 of the files it came from.
-            weights: where the network's weights come from, if it is asleep (`offload`).
+            weights, critic_weights: where their weights come from, if they are asleep (`offload`).
 
         Raises:
             ValueError: an impossible name, an unknown process, or streams that do not fit the network.
@@ -143,6 +146,7 @@ class UniDiffuser:
         self.name, self.prediction, self.digest = name, prediction, digest
         self.codecs = Codecs(modalities)
         self.part = Offloaded(network.requires_grad_(False).eval(), weights)
+        self.critic_part = None if critic is None else Offloaded(critic.requires_grad_(False).eval(), critic_weights)
         self._other: Denoiser | None = None
         self.process_name, self.process = process, PROCESSES[process]()
         self.settings = settings or Settings()
@@ -183,23 +187,27 @@ class UniDiffuser:
             parts.prediction,
             parts.modalities,
             settings=parts.settings,
+            critic=parts.critic,
             name=parts.name,
             training=parts.training,
             card=parts.card,
             digest=parts.digest,
             weights=parts.weights,
+            critic_weights=parts.critic_weights,
         )
 
     def save(self, folder: str | Path, *, stored: native.Stored = "float32", force: bool = False) -> None:
         """Write the model to a folder, all or nothing; see `checkpoints.native.write`."""
         parts = Parts(
             name=self.name,
-            network=self.network,
+            network=self.part.module,
             weights=self.part.weights,
             process=self.process_name,
             prediction=self.prediction,
             modalities=self.modalities,
             settings=self.settings,
+            critic=None if self.critic_part is None else self.critic_part.module,
+            critic_weights=None if self.critic_part is None else self.critic_part.weights,
             training=self.training,
             card=self.card,
         )
@@ -234,7 +242,9 @@ class UniDiffuser:
         Raises:
             ValueError: there is no such device.
         """
-        self.part.place(device, dtype, keep=not low_memory)
+        for part in (self.part, self.critic_part):
+            if part is not None:
+                part.place(device, dtype, keep=not low_memory)
         for codec in self.modalities.values():
             codec.to(device, dtype, keep=not low_memory)
         return self
@@ -255,8 +265,13 @@ class UniDiffuser:
 
     @property
     def network(self) -> Network:
-        """The network."""
-        return self.part.module
+        """The network, its weights in memory."""
+        return self.part.wake()
+
+    @property
+    def critic(self) -> Network | None:
+        """A student's critic, its weights in memory."""
+        return None if self.critic_part is None else self.critic_part.wake()
 
     @property
     def modalities(self) -> dict[str, Modality[Any]]:
@@ -280,11 +295,17 @@ class UniDiffuser:
 
     @property
     def denoiser(self) -> Denoiser:
-        """What is asked for clean estimates: the network with the model's own label, or what `through` put there."""
+        """What is asked for clean estimates: the network with the model's own label, or what `through` put there.
+
+        A student's answers with samples, not with means.
+        """
         return self._denoiser(self.settings)
 
     def through(self, denoiser: Denoiser) -> Self:
-        """The same model, weights and all, asked through another Denoiser: one that is shared, counted or watched."""
+        """The same model, weights and all, that asks another Denoiser, one that is shared, counted or watched.
+
+        It stands for the posterior as well: a student's samples and its scores want one each.
+        """
         other = copy(self)
         other._other = denoiser
         return other
@@ -297,6 +318,17 @@ class UniDiffuser:
         if settings.reuse is not None:
             return ReusingDenoiser(settings.reuse, network, self.process, self.prediction, settings.label, wanted)
         return NetworkDenoiser(network, self.process, self.prediction, settings.label, wanted)
+
+    @property
+    def posterior(self) -> Denoiser:
+        """E[x0 | x_t] under the law of the samples: the network, or a student's critic."""
+        return self._posterior(self.settings)
+
+    def _posterior(self, settings: Settings) -> Denoiser:
+        if self._other is not None:
+            return self._other
+        network = (self.critic_part or self.part).wake()
+        return NetworkDenoiser(network, self.process, self.prediction, settings.label)
 
     def sample(
         self,
@@ -348,15 +380,15 @@ class UniDiffuser:
         seeds = seeds_from(seed, n)
         model = self if size is None else self.resized(*size)
         looseness = dict(looseness or {})
-        begin = {name: float(looseness.pop(name)) for name in names if name in given and name in looseness}
-        if both := [name for name in begin if name in (masks or {})]:
+        near = {name: float(looseness.pop(name)) for name in names if name in given and name in looseness}
+        if both := [name for name in near if name in (masks or {})]:
             raise ValueError(f"{both[0]!r} has a mask and a looseness; give one of the two")
-        near = model.codecs.whole(n, {name: given.pop(name) for name in begin})
+        origin = model.codecs.whole(n, {name: given.pop(name) for name in near})
         values, known = model.codecs.given(names, n, given, masks or {}, seeds)
         roles = assign_roles(self.modalities, names, values, looseness)
         settings = self.choose(steps, solver, guidance, label, reuse)
         plan = _Plan(
-            roles=roles, settings=settings, given=values, known=known, near=near, begin=begin, path=dict(path or {})
+            roles=roles, settings=settings, given=values, known=known, origin=origin, near=near, path=dict(path or {})
         )
         samples: list[Sample] = []
         for start in range(0, n, batch):
@@ -462,7 +494,7 @@ class UniDiffuser:
         a, b = ({s: x.to(self.device) for s, x in self.encode(**end).items()} for end in (first, second))
         fractions = [k / (frames - 1) for k in range(frames)]
         joints = chains.interpolate(
-            self.denoiser,
+            self.posterior,
             self.process,
             self.shapes,
             a,
@@ -496,7 +528,7 @@ class UniDiffuser:
         joint = {s: x.to(self.device) for s, x in self.encode(**given).items()}
         seeds = seeds_from(seed, batch_size(joint))
         found = pointwise_information(
-            self.denoiser, self.process, self.shapes, joint, of, about, seeds, samples=samples, batch=batch
+            self.posterior, self.process, self.shapes, joint, of, about, seeds, samples=samples, batch=batch
         )
         # A grid's channels are no places: their bits are added up. So are those of the numbers of a token.
         maps = {s: bits.sum(1 if bits.ndim == 4 else -1).cpu().numpy() for s, bits in found.maps.items()}
@@ -531,14 +563,15 @@ class UniDiffuser:
         sampling.check_streams("the joint", joint, list(self.shapes), self.shapes, batch)
         xt = {stream: joint[stream].to(self.device, torch.float32) for stream in self.shapes}
         t = self._checked_timesteps(batch, timesteps)
-        with self.part.loaded():
-            x0 = self._denoiser(self.choose(label=label))(xt, t)
+        part = self.critic_part or self.part
+        with part.loaded():
+            x0 = self._posterior(self.choose(label=label))(xt, t)
         return {s: self.process.eps_from_x0(x0[s], x, t[modality_of(s)]) for s, x in xt.items()}
 
     def _draw(self, plan: "_Plan", seeds: Sequence[int], rows: slice, on_step: OnStep | None) -> Joint:
         """The streams of one batch."""
         given = self.codecs.encode({name: raws[rows] for name, raws in plan.given.items()}, seeds)
-        origin = self.codecs.encode({name: raws[rows] for name, raws in plan.near.items()}, seeds)
+        origin = self.codecs.encode({name: raws[rows] for name, raws in plan.origin.items()}, seeds)
         known = {stream: (x[rows], mask[rows]) for stream, (x, mask) in plan.known.items()}
         settings = plan.settings
         against_empty = settings.guidance.against == "empty"
@@ -558,10 +591,11 @@ class UniDiffuser:
                 solver=settings.solver,
                 steps=settings.steps,
                 grid=settings.grid,
+                begin=settings.begin,
                 end=settings.end,
                 path=plan.path,
                 origin=origin,
-                begin=plan.begin,
+                near=plan.near,
                 fresh_noise=settings.fresh_noise,
                 device=self.device,
                 on_step=on_step,
@@ -612,8 +646,8 @@ class _Plan:
     settings: Settings
     given: Mapping[str, list[Any]]
     known: Known
-    near: Mapping[str, list[Any]]
-    begin: Mapping[str, float]
+    origin: Mapping[str, list[Any]]
+    near: Mapping[str, float]
     path: Mapping[str, Sequence[float]]
 
 

@@ -104,10 +104,11 @@ def sample(
     solver: str = "dpmpp_2m",
     steps: int = 25,
     grid: str = "uniform",
+    begin: float = 1.0,
     end: float = 0.0,
     path: Mapping[str, Sequence[float]] | None = None,
     origin: Joint | None = None,
-    begin: Mapping[str, float] | None = None,
+    near: Mapping[str, float] | None = None,
     start: Joint | None = None,
     fresh_noise: bool = False,
     resample: int = 4,
@@ -130,11 +131,12 @@ def sample(
         solver: a name in `solvers.SOLVERS`.
         steps: number of steps, 1 to 1000.
         grid: a name in `GRIDS`.
+        begin: the timestep of the start, which is noise alone; below 1 it is sigma(begin) eps, what a student expects.
         end: the timestep at which sampling stops; at 0 the result is the last clean estimate.
-        path: sampled modality -> its own steps + 1 timesteps from 1 (or where it begins) down to `end`; the grid where
+        path: sampled modality -> its own steps + 1 timesteps from `begin` (or `near`) down to `end`; the grid where
             absent. Image first and then text is {"image": [1, ..., 0, 0, ..., 0], "text": [1, 1, ..., 1, ..., 0]}.
-        origin: the clean streams, (B, ...), of the sampled modalities in `begin`.
-        begin: sampled modality -> the timestep, above `end`, to which its origin is noised and at which it starts.
+        origin: the clean streams, (B, ...), of the sampled modalities in `near`.
+        near: sampled modality -> the timestep, above `end`, to which its origin is noised and at which it starts.
         start: noise (B, ...) to start all sampled streams from, instead of the seeds' own.
         fresh_noise: draw the noise of ignored modalities anew at each evaluation, as the released sampler does.
         resample: extra rounds a step where something is known in part, 0 to 100; each costs as much as the step.
@@ -156,14 +158,12 @@ def sample(
     _check_known(known, setting)
     _check_count("resample", resample, 0, MAX_RESAMPLE)
     step = _solver(solver).step
-    begin = dict(begin or {})
-    _check_origin(origin or {}, begin, setting)
-    timesteps = {m: time_grid(process, steps, grid, begin.get(m, 1.0), end) for m in roles.sampled}
+    near = dict(near or {})
+    _check_origin(origin or {}, near, setting)
+    timesteps = {m: time_grid(process, steps, grid, near.get(m, begin), end) for m in roles.sampled}
     timesteps |= _paths(timesteps, path or {})
     flow = setting.flow(timesteps)
-    x = flow.noise("start") if start is None else setting.place("start", start)
-    near = {s: x0.to(x[s]) for s, x0 in (origin or {}).items()}
-    x |= {s: flow.levels[modality_of(s)].noised(x0, x[s], 0) for s, x0 in near.items()}
+    x = _beginning(flow, begin, origin or {}) if start is None else setting.place("start", start)
     parts = {s: (x0.to(device, dtype), mask.to(device)) for s, (x0, mask) in known.items()}
 
     def amend(x: Joint, node: int, turn: int) -> Joint:
@@ -308,6 +308,17 @@ class _Setting:
         return Flow(evaluate, levels, lambda purpose: self.noise(self.wanted, purpose), steps)
 
 
+def _beginning(flow: Flow, begin: float, origin: Joint) -> Joint:
+    """Noise as strong as at the first node; at t = 1 it has unit variance, even where the process ends just short.
+
+    What has an origin starts from that, noised.
+    """
+    noise = flow.noise("start")
+    levels = {s: flow.levels[modality_of(s)] for s in noise}
+    near = {s: levels[s].noised(x0.to(noise[s]), noise[s], 0) for s, x0 in origin.items()}
+    return (noise if begin == 1 else {s: levels[s].sigma[0] * eps for s, eps in noise.items()}) | near
+
+
 def _check_count(what: str, value: int, low: int, high: int) -> None:
     if isinstance(value, bool) or not isinstance(value, int) or not low <= value <= high:
         raise ValueError(f"{what} must be a whole number from {low} to {high}, not {value!r}")
@@ -327,10 +338,8 @@ def _paths(grids: Mapping[str, Tensor], path: Mapping[str, Sequence[float]]) -> 
             raise ValueError(f"a path is for what is sampled ({', '.join(grids)}), not for {m!r}")
         t, nodes = torch.as_tensor(values, dtype=torch.float64), grids[m]
         if t.shape != nodes.shape or t[0] != nodes[0] or t[-1] != nodes[-1] or not bool((t.diff() <= 0).all()):
-            raise ValueError(
-                f"the path of {m!r} must be {len(nodes)} timesteps that fall or rest, "
-                f"from {nodes[0]:g} to {nodes[-1]:g}"
-            )
+            ends = f"from {nodes[0]:g} to {nodes[-1]:g}"
+            raise ValueError(f"the path of {m!r} must be {len(nodes)} timesteps that fall or rest, {ends}")
         timesteps[m] = t
     return timesteps
 
@@ -348,15 +357,15 @@ def check_streams(what: str, joint: Joint, wanted: Sequence[str], shapes: Shapes
             raise ValueError(f"{what} {stream!r} must hold finite floating-point numbers")
 
 
-def _check_origin(origin: Joint, begin: Mapping[str, float], setting: _Setting) -> None:
-    for m, t in begin.items():
+def _check_origin(origin: Joint, near: Mapping[str, float], setting: _Setting) -> None:
+    for m, t in near.items():
         if m not in setting.roles.sampled:
             raise ValueError(
                 f"only what is sampled ({', '.join(setting.roles.sampled)}) can begin near a value, not {m!r}"
             )
         if not 0 < t <= 1:
             raise ValueError(f"{m!r} must begin at a timestep above 0 and at most 1, not {t}")
-    wanted = [s for s in setting.shapes if modality_of(s) in begin]
+    wanted = [s for s in setting.shapes if modality_of(s) in near]
     check_streams("the origin", origin, wanted, setting.shapes, len(setting.seeds))
 
 

@@ -15,6 +15,7 @@ from typing import Any
 
 from unidiffuser import __version__
 from unidiffuser.cli import data, flags
+from unidiffuser.cli import distill as one_step
 from unidiffuser.cli import train as training
 from unidiffuser.cli.convert import convert, convert_flags
 from unidiffuser.cli.flags import Parser
@@ -238,6 +239,8 @@ VERBS: dict[str, tuple[Verb, Callable[[Parser], None] | None, bool]] = {
     "data encode": (data.encode, data.encode_flags, False),
     "train": (training.train, training.train_flags, False),
     "preview": (training.preview, training.preview_flags, False),
+    "distill": (one_step.distill, one_step.distill_flags, False),
+    "compare": (one_step.compare, one_step.compare_flags, False),
     "evaluate": (evaluate, evaluate_flags, False),
     "serve": (serve, serve_flags, False),
     "models": (models, models_flags, False),

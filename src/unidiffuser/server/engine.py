@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import asdict
+from functools import partial
 from typing import Any
 
 import torch
@@ -26,6 +27,8 @@ from unidiffuser.server.verbs import Bench, Emit, cost, evaluations, read_all, r
 from unidiffuser.solvers import SOLVERS
 
 MAX_WORDS_SHOWN = 300
+ASK_POSTERIOR = ("interpolate", "score")
+"""Verbs that ask for means, where a student's network answers with samples; they are counted in evaluations."""
 
 
 class _RehearsedError(Exception):
@@ -52,13 +55,14 @@ class Engine:
         """
         self.models, self.library = dict(models), library
         self.scenes = {name for name, model in models.items() if speaks_scenes(model.modalities)}
-        self.lanes = {
-            name: Lanes(model.denoiser, lanes=lanes, rows=rows, seen=seen) for name, model in self.models.items()
-        }
+        share = partial(Lanes, lanes=lanes, rows=rows, seen=seen)
+        self.lanes = {name: share(model.denoiser) for name, model in self.models.items()}
+        students = {name: model for name, model in self.models.items() if model.critic_part}
+        self.posteriors = self.lanes | {name: share(model.posterior) for name, model in students.items()}
 
     def close(self) -> None:
         """Stop all lanes; jobs that run end with `StoppedError`."""
-        for lanes in self.lanes.values():
+        for lanes in {*self.lanes.values(), *self.posteriors.values()}:
             lanes.close()
 
     def describe(self) -> list[dict[str, Any]]:
@@ -113,10 +117,11 @@ class Engine:
             if stopped():
                 raise StoppedError
             asked += 1
-            if plain["verb"] in ("interpolate", "score"):
+            if plain["verb"] in ASK_POSTERIOR:
                 emit({"event": "step", "done": asked, "total": max(asked, evaluations(plain))})
 
-        with self.lanes[plain["model"]].joined(before) as shared:
+        lanes = self.posteriors if plain["verb"] in ASK_POSTERIOR else self.lanes
+        with lanes[plain["model"]].joined(before) as shared:
             model = self.models[plain["model"]].through(shared)
             scenes = plain["model"] in self.scenes
             result = run(Bench(model=model, emit=emit, library=self.library, scenes=scenes), plain)

@@ -58,7 +58,8 @@ def load(folders: list[str], device: str) -> dict[str, UniDiffuser]:
     models: dict[str, UniDiffuser] = {}
     for folder in folders:
         model = UniDiffuser.from_parts(native.read(box.find(folder), own=True)).to(device)
-        model.part.wake()
+        for part in filter(None, (model.part, model.critic_part)):
+            part.wake()
         if model.name in models:
             raise ValueError(
                 f"two models are called {model.name!r}, and requests could not tell them apart; "

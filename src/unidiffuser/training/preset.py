@@ -24,6 +24,8 @@ class OptimiserSettings:
     """Samples a step, over all processes."""
     lr: float = 1e-3
     """Peak learning rate of AdamW."""
+    rates: Mapping[str, float] = field(default_factory=dict)
+    """The beginning of a weight's name -> its learning rate as a multiple of `lr`; 1 where absent."""
     warmup: int = 200
     """Steps of linear warm-up."""
     cooldown: float = 0.2
@@ -60,6 +62,8 @@ class OptimiserSettings:
             _whole(name, getattr(self, name), 1)
         for name in ("warmup", "seed"):
             _whole(name, getattr(self, name), 0)
+        for name, factor in self.rates.items():
+            _number(f"the rate of {name!r}", factor, 0.0, math.inf, open_at_zero=True)
         for name in ("lr", "clip"):
             _number(name, getattr(self, name), 0.0, math.inf, open_at_zero=True)
         for name in ("weight_decay", "muon"):
@@ -209,7 +213,7 @@ def differences(mine: Mapping[str, Any], before: Mapping[str, Any]) -> list[str]
 
 def _defaults() -> dict[str, Any]:
     """Settings that older descriptions may lack."""
-    new = {"more_ema": [], "accumulate": 1, "recompute": False, "compile": False}
+    new = {"more_ema": [], "accumulate": 1, "recompute": False, "compile": False, "rates": {}}
     return settled({"training": new, "autoencoder_training": new, "start": "", "adapter": None, "weights": {}})
 
 

@@ -1,12 +1,12 @@
 // The mathematics of ways on the timestep plane. No page is needed: node --test runs this file's tests.
 
-// Where a run starts and ends: sampled from where it begins down to 0, given rests, ignored rests at 1.
-export function ends(cards, names) {
+// Where a run starts and ends: sampled from where it begins down to the model's end, given rests, ignored rests at 1.
+export function ends(cards, names, { begin = 1, end = 0 } = {}) {
   const at = (name, start) => {
     const card = cards[name];
     if (card.role === "ignored") return 1;
     if (card.role === "given") return card.loose || 0;
-    return start ? (card.vary || 1) : 0;
+    return start ? (card.vary || begin) : end;
   };
   return { start: names.map((n) => at(n, true)), end: names.map((n) => at(n, false)) };
 }

@@ -59,7 +59,7 @@ const X = (t) => 14 + t * (SIZE - 28);
 const Y = (t) => SIZE - 22 - t * (SIZE - 40);
 const T = (x) => (x - 14) / (SIZE - 28);
 
-const span = () => ends(state.cards, axes);
+const span = () => ends(state.cards, axes, state.model.settings);
 const both = () => axes[0] !== axes[1] && axes.every((name) => state.cards[name].role === "sampled");
 const steps = () => state.settings.steps || state.model.settings.steps;
 
