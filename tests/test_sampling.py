@@ -168,7 +168,7 @@ def test_a_start_below_one_is_noise_of_that_level() -> None:
 
 @pytest.mark.parametrize("solver", ["unipc", "ancestral"])
 def test_a_start_near_values_of_the_law_keeps_the_law(solver: str) -> None:
-    """Values of the law noised to t have the law of x_t, so the way back gives the law; and the nearer, the less moved."""
+    """Values of the law noised to t have the law of x_t, so the way back gives it again; nearer moves less."""
     mix, roles = mixture(Cosine(), "a", "b"), assign_roles(("a", "b"), ["a", "b"])
     origin, moved = truth(mix), []
     for level in (0.2, 0.7):
