@@ -131,7 +131,7 @@ def test_an_idempotency_key_is_one_job(server: Server) -> None:
 
 
 def test_cancel_is_idempotent_and_an_unknown_job_is_not_done(server: Server) -> None:
-    name = server.submit({"names": ["image"], "steps": 1000, "seed": 1})
+    name = server.submit({"names": ["image"], "steps": 1000, "n": 16, "seed": 1})
     server.until(lambda: server.get(f"{JOBS}/{name}").json()["state"] == "running")
     for _ in range(2):
         assert server.http.delete(f"{JOBS}/{name}").status_code == 200

@@ -177,11 +177,16 @@ def serve_on_ray(
 
     Raises:
         ValueError: as `serve`, or no replicas.
+        ModelError: a model that is missing or broken.
     """
     check_tokens(host, tokens)
     if replicas < 1:
         raise ValueError(f"--replicas must be 1 or more, not {replicas}")
-    folders = [str(Path(model).resolve()) if Path(model).is_dir() else model for model in models]
+    from unidiffuser.checkpoints import box, native
+
+    folders = [str(box.find(model).resolve()) for model in models]
+    for folder in folders:
+        native.summary(folder)  # raises what is wrong with it, before a cluster is started
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # nothing is told to anybody
     import ray
     from ray import serve
