@@ -12,6 +12,8 @@ guidance, the same number of steps. Each of C clients sends its next request whe
 
 Then, of ours alone: seconds until it listens and until it is ready, previews a second, the page's first paint (if a
 Chromium and playwright are there), and the memory of both processes over so many mixed jobs.
+
+On a machine that others use as well, look at the computed seconds: what the server's processes took a sample.
 """
 
 import argparse
@@ -127,7 +129,7 @@ def servers(model: str, folder: str) -> dict[str, Callable[[int], list[str]]]:
 
 
 def load(server: Server, clients: int, seconds: float, steps: int) -> dict[str, float]:
-    """Samples a second and latencies of so many clients."""
+    """Samples a second, latencies, and computed seconds a sample, of so many clients."""
     seeds, took, lock = count(), list[float](), threading.Lock()
     begin = threading.Barrier(clients + 1)
     end = [0.0]
@@ -151,13 +153,31 @@ def load(server: Server, clients: int, seconds: float, steps: int) -> dict[str, 
     threads = [threading.Thread(target=client) for _ in range(clients)]
     for thread in threads:
         thread.start()
-    end[0] = time.monotonic() + seconds
+    before, end[0] = computed(server), time.monotonic() + seconds
     begin.wait()
     for thread in threads:
         thread.join()
+    spent, answered = computed(server) - before, next(seeds)
     took.sort()
     p99 = took[min(len(took) - 1, int(0.99 * len(took)))] if took else float("nan")
-    return {"rate": len(took) / seconds, "p50": statistics.median(took) if took else float("nan"), "p99": p99}
+    return {
+        "rate": len(took) / seconds,
+        "p50": statistics.median(took) if took else float("nan"),
+        "p99": p99,
+        "computed": spent / answered,
+    }
+
+
+def family(pid: int) -> list[int]:
+    """A process and its children."""
+    children = [int(c) for task in Path(f"/proc/{pid}/task").glob("*/children") for c in task.read_text().split()]
+    return [pid, *(one for child in children for one in family(child))]
+
+
+def computed(server: Server) -> float:
+    """Processor seconds that the server's processes have had so far."""
+    fields = [Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split() for pid in family(server.process.pid)]
+    return sum(int(f[11]) + int(f[12]) for f in fields) / os.sysconf("SC_CLK_TCK")
 
 
 def follow(server: Server, job: dict[str, Any]) -> Iterator[tuple[float, str]]:
@@ -204,10 +224,9 @@ def paint(server: Server) -> float | None:
 def memory(server: Server) -> dict[str, float]:
     """MiB that the web process and its worker hold."""
     pid = server.process.pid
-    children = [child for task in Path(f"/proc/{pid}/task").glob("*/children") for child in task.read_text().split()]
-    worker = [c for c in children if b"spawn_main" in Path(f"/proc/{c}/cmdline").read_bytes()]
+    worker = [c for c in family(pid)[1:] if b"spawn_main" in Path(f"/proc/{c}/cmdline").read_bytes()]
     held = {}
-    for name, process in (("web", str(pid)), ("worker", worker[0])):
+    for name, process in (("web", pid), ("worker", worker[0])):
         lines = Path(f"/proc/{process}/status").read_text().splitlines()
         held[name] = next(int(text.split()[1]) / 1024 for text in lines if text.startswith("VmRSS"))
     return held
@@ -255,6 +274,13 @@ def soak(server: Server, jobs: int) -> list[dict[str, float]]:
     return [*told, memory(server)]
 
 
+def line(name: str, clients: int, row: dict[str, float]) -> str:
+    """One measurement as a line of the table."""
+    latency = f"p50 {row['p50']:6.3f} s  p99 {row['p99']:6.3f} s"
+    computed = f"computed {row['computed']:.4f} s a sample"
+    return f"{name:14} {clients:3} clients  {row['rate']:7.2f} samples/s  {latency}  {computed}"
+
+
 def main() -> int:
     """Measure, print a table, write JSON."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
@@ -277,8 +303,7 @@ def main() -> int:
                     rows = {c: load(server, c, args.seconds, args.steps) for c in args.clients}
                     found["load"][name] = rows
                     for clients, row in rows.items():
-                        print(f"{name:14} {clients:3} clients  {row['rate']:7.2f} samples/s  "
-                              f"p50 {row['p50']:6.3f} s  p99 {row['p99']:6.3f} s", flush=True)  # fmt: skip
+                        print(line(name, clients, row), flush=True)
                     if name == "ours":
                         found |= alone(server, args.jobs)
             except RuntimeError as error:
