@@ -38,7 +38,7 @@ from typing import Any
 
 PEERS = Path(__file__).with_name("serving_peers.py")
 TEXT = "a large red circle above a small blue square"
-PATIENCE = 120.0
+PATIENCE = 300.0
 TOLD = 10
 """How often the memory is told."""
 
@@ -110,8 +110,8 @@ def running(command: Callable[[int], list[str]]) -> Iterator[Server]:
         probe.bind(("127.0.0.1", 0))
         port = int(probe.getsockname()[1])
     server = Server(command(port), port)
-    server.start()
     try:
+        server.start()
         yield server
     finally:
         server.stop()

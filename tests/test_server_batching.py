@@ -2,6 +2,7 @@
 
 import threading
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -10,9 +11,12 @@ from torch import Tensor
 
 pytest.importorskip("fastapi", reason="the extra [serve] is not installed")
 
+from running_server import data_url
 from tiny_model import tiny_model
 
+from unidiffuser import UniDiffuser
 from unidiffuser.joint import Joint, noise_like
+from unidiffuser.recipe import fingerprint
 from unidiffuser.server.batching import Lanes, StoppedError
 from unidiffuser.server.engine import Engine
 
@@ -67,6 +71,22 @@ def test_every_job_is_the_same_alone_and_among_all_others(engine: Engine) -> Non
 def test_an_engine_draws_what_the_library_draws(engine: Engine) -> None:
     [sample] = tiny_model().sample("text", seed=3, steps=4, solver="heun")
     assert go(engine, JOBS[2])[0]["values"]["text"] == sample["text"]
+
+
+def test_a_student_draws_with_its_network_and_scores_with_its_critic() -> None:
+    teacher, critic = tiny_model(), tiny_model(seed=1).network
+    settings = replace(teacher.settings, solver="renoise", begin=0.9)
+    student = UniDiffuser(teacher.network, "cosine", "v", teacher.modalities, critic=critic, settings=settings)
+    shared = Engine({"student": student})
+    [sample] = student.sample("image", "text", seed=3)
+    [drawn] = go(shared, {"names": ["image", "text"], "seed": 3})
+    assert drawn["values"]["text"] == sample["text"] and drawn["pixels"] == fingerprint(sample["image"])
+    given = {"image": sample["image"], "text": TEXT}
+    [score] = student.score("image", "text", samples=8, seed=5, **given)
+    plain = {"verb": "score", "given": {"image": data_url(sample["image"]), "text": TEXT}, "draws": 8, "seed": 5}
+    job, _ = shared.check(plain)
+    assert shared.run(job, lambda event: None, lambda: False)["bits"] == pytest.approx(score.bits, rel=1e-5)
+    assert teacher.score("image", "text", samples=8, seed=5, **given)[0].bits != pytest.approx(score.bits, rel=1e-2)
 
 
 def test_samplings_share_forwards() -> None:
