@@ -10,7 +10,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -98,11 +98,19 @@ class Server:
         """The pixels of the fixed good request."""
         return str(self.done(CANARY)["samples"][0]["pixels"])
 
-    def worker(self) -> int:
-        """The process id of the worker: the child that is not Python's resource tracker."""
+    def workers(self) -> list[int]:
+        """The process ids of the workers: the children that are not Python's resource tracker."""
         tasks = Path(f"/proc/{self.process.pid}/task").glob("*/children")  # a thread of the web process started it
         children = [pid for task in tasks for pid in task.read_text().split()]
-        [found] = [int(pid) for pid in children if b"spawn_main" in Path(f"/proc/{pid}/cmdline").read_bytes()]
+        found = []
+        for pid in children:
+            with suppress(OSError):  # it has just ended
+                found += [int(pid)] * (b"spawn_main" in Path(f"/proc/{pid}/cmdline").read_bytes())
+        return found
+
+    def worker(self) -> int:
+        """The only one."""
+        [found] = self.workers()
         return found
 
     def stop(self, number: int = signal.SIGTERM) -> int:

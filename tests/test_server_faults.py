@@ -47,6 +47,15 @@ def test_a_worker_that_dies_fails_its_job_alone(fragile: Server) -> None:
     assert "unidiffuser_worker_restarts_total 1.0" in fragile.get("/metrics").text
 
 
+def test_a_worker_that_dies_while_it_loads_is_started_again(fragile: Server) -> None:
+    for _ in range(2):
+        fragile.until(lambda: fragile.workers() != [])
+        os.kill(fragile.worker(), signal.SIGKILL)
+        fragile.until(lambda: fragile.get("/ready").status_code == 503)
+    fragile.ready()
+    fragile.canary()
+
+
 def test_of_several_jobs_the_innocent_are_carried_out(fragile: Server) -> None:
     reference = fragile.canary()
     names = [started(fragile, {**CANARY, "steps": 1000, "n": 2}) for _ in range(2)]

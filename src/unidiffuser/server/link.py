@@ -8,6 +8,7 @@ import json
 import logging
 import multiprocessing
 import os
+import signal
 import threading
 from collections.abc import Callable, Mapping
 from multiprocessing.connection import Connection
@@ -43,7 +44,7 @@ class Link(Protocol):
     """One worker."""
 
     async def start(self) -> list[dict[str, Any]]:
-        """Start it and return what its models are; FatalError if it cannot."""
+        """Start it and return what its models are; FatalError if it cannot, LostError if it dies over it."""
 
     async def check(self, body: Mapping[str, Any]) -> tuple[dict[str, Any], int]:
         """The complete job and its cost; RefusedError, BrokenError, LostError."""
@@ -191,8 +192,7 @@ class WorkerProcess:
         elif "lost" in message:
             self._lost.set()
             for name in list(self._waiting):
-                fatal = FatalError("the worker process ended while it loaded the models; the log above says why")
-                self._settle(name, error=fatal if name == "hello" else LostError())
+                self._settle(name, error=LostError())
         elif "event" in message:
             listen = self._waiting.get(message["of"], (None, None))[1]
             if listen:
@@ -218,6 +218,7 @@ class WorkerProcess:
 
 def _work(connection: Connection, folders: list[str], device: str, lanes: int, library: str) -> None:
     """What the new process begins with. Torch is imported here and not before; OpenMP reads its setting only once."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C goes to the whole group; the web process decides
     os.environ["OMP_NUM_THREADS"] = "1"
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s worker %(message)s")
     from unidiffuser.server.worker import work

@@ -276,6 +276,9 @@ class Work:
                 LOG.error("the worker cannot start: %s", error)
                 return
             except LostError:
+                if first and not self.draining:
+                    self.fatal = "the worker process ended while it loaded the models; the log above says why"
+                    return
                 await asyncio.sleep(RESTART_PAUSE)
                 continue
             self.models = self.models or models

@@ -15,7 +15,6 @@ A worker that loses its web process ends. It writes no file and opens no connect
 import json
 import logging
 import os
-import signal
 import threading
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -35,7 +34,6 @@ LOG = logging.getLogger(__name__)
 
 def work(connection: Connection, folders: list[str], device: str, lanes: int, library: str) -> None:
     """Load the models, then serve jobs until the connection ends."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C goes to the whole group; the web process decides
     worker = Worker(connection)
     try:
         on_one_thread()
