@@ -1,9 +1,11 @@
 """The server's code itself: nothing that blocks in a coroutine, nothing from other hosts in the page."""
 
 import ast
+import os
 import re
 import shutil
 import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -84,6 +86,14 @@ def test_the_page_names_no_other_host_and_carries_no_inline_code() -> None:
 
 def test_no_file_of_the_page_is_long() -> None:
     assert all(len(path.read_text().splitlines()) <= 300 for path in STUDIO.iterdir())
+
+
+def test_the_web_process_starts_without_torch() -> None:
+    """So it listens in a moment; what needs torch lives in the worker."""
+    pytest.importorskip("fastapi", reason="the extra [serve] is not installed")
+    code = "import sys, unidiffuser.cli.serving, unidiffuser.server.serve; sys.exit('torch' in sys.modules)"
+    environment = os.environ | {"PYTHONPATH": str(SERVER.parents[1])}
+    assert subprocess.run([sys.executable, "-c", code], env=environment).returncode == 0
 
 
 def test_the_ways_on_the_plane() -> None:
