@@ -85,7 +85,7 @@ def test_a_student_draws_with_its_network_and_scores_with_its_critic() -> None:
     [score] = student.score("image", "text", samples=8, seed=5, **given)
     plain = {"verb": "score", "given": {"image": data_url(sample["image"]), "text": TEXT}, "draws": 8, "seed": 5}
     job, _ = shared.check(plain)
-    assert shared.run(job, lambda event: None, lambda: False)["bits"] == pytest.approx(score.bits, rel=1e-5)
+    assert shared.run(job, lambda event: None, lambda: False)["bits"] == pytest.approx(score.bits, rel=1e-4)
     assert teacher.score("image", "text", samples=8, seed=5, **given)[0].bits != pytest.approx(score.bits, rel=1e-2)
 
 
