@@ -29,6 +29,8 @@ from unidiffuser.server.batching import StoppedError
 from unidiffuser.server.engine import Engine, on_one_thread
 
 CHECKERS, RUNNERS = 2, 64
+CPU_ROWS, DEVICE_ROWS = 16, 128
+"""At most so many rows a forward: what a core has in hand at a time, and what keeps a GPU busy."""
 LOG = logging.getLogger(__name__)
 
 
@@ -37,8 +39,8 @@ def work(connection: Connection, folders: list[str], device: str, lanes: int, li
     worker = Worker(connection)
     try:
         on_one_thread()
-        lanes = lanes if device == "cpu" else 1
-        engine = Engine(load(folders, device), library=library, lanes=lanes, seen=worker.forward)
+        lanes, rows = (lanes, CPU_ROWS) if device == "cpu" else (1, DEVICE_ROWS)
+        engine = Engine(load(folders, device), library=library, lanes=lanes, rows=rows, seen=worker.forward)
     except (ModelError, ValueError, OSError) as error:
         worker.say({"fatal": str(error)})
         return
