@@ -36,6 +36,12 @@ export function perFrame(action) {
   };
 }
 
+// What is at an address of ours or in a data URL, which the content policy lets nobody fetch.
+export async function bytesOf(url) {
+  if (!url.startsWith("data:")) return (await fetch(url)).arrayBuffer();
+  return Uint8Array.from(atob(url.slice(url.indexOf(",") + 1)), (letter) => letter.charCodeAt(0)).buffer;
+}
+
 export function fileAsUrl(blob) {
   return new Promise((resolve, reject) => {
     const reader = new FileReader();

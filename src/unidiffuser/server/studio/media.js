@@ -1,7 +1,7 @@
 // How a raw value is shown and given, by media type. Each maker returns {node, show(value), busy(on), problem(text)};
 // a value from the server is a sentence, numbers, or {type, url | data}; what is given goes to `give`.
 
-import { el, fileAsUrl, short } from "./dom.js";
+import { bytesOf, el, fileAsUrl, short } from "./dom.js";
 import { spectrogram } from "./spectrogram.js";
 
 export const source = (value) => (value?.url ? value.url : value?.data ? `data:${value.type};base64,${value.data}` : value);
@@ -88,14 +88,20 @@ function sound(info, give) {
   const canvas = el("canvas", { width: 640, height: 160, "aria-label": "spectrogram", role: "img" });
   const file = el("input", { type: "file", accept: "audio/wav,.wav", "aria-label": `Choose the ${info.name}`, "data-testid": `file-${info.name}` });
   file.addEventListener("change", async () => { if (file.files[0]) give(await fileAsUrl(file.files[0])); });
+  let shown = null;
+  async function load(value) {
+    const data = await bytesOf(source(value));
+    URL.revokeObjectURL(player.src);
+    player.src = URL.createObjectURL(new Blob([data], { type: "audio/wav" }));
+    spectrogram(canvas, data);
+  }
   return {
     node: el("div", { class: "sound" }, canvas, player, file),
     choose: () => file.click(),
-    async show(value) {
+    show(value) {
       player.hidden = !value;
-      if (!value) return;
-      player.src = source(value);
-      await spectrogram(canvas, source(value)).catch(() => {});
+      if (value && value !== shown) load(value).catch(() => { player.hidden = true; });
+      shown = value;
     },
     busy(on) { if (on) player.hidden = true; },
   };

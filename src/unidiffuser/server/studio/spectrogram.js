@@ -1,7 +1,6 @@
 // A sound as a picture of its frequencies, in the browser: short windows, FFT, logarithm.
 
-export async function spectrogram(canvas, url) {
-  const data = await (await fetch(url)).arrayBuffer();
+export function spectrogram(canvas, data) {
   const samples = waveOf(data);
   const size = 256;
   const columns = 320;
