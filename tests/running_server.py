@@ -45,9 +45,9 @@ class Server:
     def log(self) -> str:
         return self.log_path.read_text()
 
-    def ready(self) -> "Server":
+    def ready(self, patience: float = PATIENCE) -> "Server":
         """Wait until jobs are carried out."""
-        self.until(lambda: self.get("/ready").status_code == 200)
+        self.until(lambda: self.get("/ready").status_code == 200, patience)
         return self
 
     def until(self, holds: Any, patience: float = PATIENCE) -> None:
@@ -126,10 +126,12 @@ class Server:
 
 
 @contextmanager
-def running(model: Path, data: Path, *flags: str, port: int | None = None) -> Iterator[Server]:
+def running(
+    model: Path, data: Path, *flags: str, port: int | None = None, patience: float = PATIENCE
+) -> Iterator[Server]:
     server = Server(model, data, *flags, port=port)
     try:
-        yield server.ready()
+        yield server.ready(patience)
     finally:
         server.close()
 

@@ -31,7 +31,7 @@ def replicas() -> list[int]:
 def test_two_replicas_answer_as_the_library_does(tmp_path: Path) -> None:
     model = saved_model(tmp_path / "tiny")
     [expected] = tiny_model().sample("image", text=CANARY["given"]["text"], seed=7)  # type: ignore[index]
-    with running(model, tmp_path / "data", "--ray", "--replicas", "2") as server:
+    with running(model, tmp_path / "data", "--ray", "--replicas", "2", patience=300) as server:
         assert server.canary() == fingerprint(expected["image"])
         found: list[str] = []
         threads = [threading.Thread(target=lambda: found.append(server.canary())) for _ in range(8)]

@@ -3,6 +3,7 @@
 import re
 from collections.abc import Callable, Iterator
 from itertools import pairwise
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -10,7 +11,8 @@ import pytest
 pytest.importorskip("fastapi", reason="the extra [serve] is not installed")
 
 from browser import DESK, PHONE, WALL, Page, launched
-from running_server import CANARY, Server
+from running_server import CANARY, Server, running
+from tiny_model import sounding_model
 
 TEXT = "a large red circle"
 
@@ -324,3 +326,22 @@ def test_a_server_that_is_away_is_told_and_nothing_is_lost(visit: Callable[..., 
     page.page.wait_for_selector('[data-testid="banner"]', state="hidden")
     assert page.at("text-text").input_value() == "a small blue square"
     page.faults[:] = [fault for fault in page.faults if "ERR_INTERNET_DISCONNECTED" not in fault]
+
+
+def test_sounds_and_numbers_have_cards_of_their_own(browser: Any, tmp_path: Path) -> None:
+    sounding_model().save(tmp_path / "sounding")
+    with running(tmp_path / "sounding", tmp_path / "data") as server:
+        page = Page(browser, server)
+        page.lock(sound="sampled", vector="sampled", text="ignored")
+        job = page.go()
+        page.page.wait_for_function("() => document.querySelector('audio').src.startsWith('blob:')")
+        drawn = "(canvas) => canvas.getContext('2d').getImageData(0, 0, 640, 160).data.some(Boolean)"
+        for name in ("sound", "vector"):
+            assert page.at(f"card-{name}").locator("canvas").evaluate(drawn), name
+        numbers = [float(number) for number in page.at("numbers-vector").input_value().split(",")]
+        assert numbers == pytest.approx(job["result"]["samples"][0]["values"]["vector"], rel=1e-4)
+        page.lock(sound="given", vector="sampled")
+        again = page.go()
+        assert again["job"]["given"]["sound"]["type"] == "audio/wav"
+        page.close()
+        assert (page.faults, page.strangers) == ([], [])
