@@ -17,7 +17,7 @@ PACKAGE = Path(__file__).parents[1] / "src" / "unidiffuser"
 LAYERS = """
     __main__
     __init__ cli
-    recommend
+    recommend server
     presets
     train distill evaluate text_to_3d
     evaluation
