@@ -17,8 +17,9 @@ PACKAGE = Path(__file__).parents[1] / "src" / "unidiffuser"
 LAYERS = """
     __main__
     __init__ cli
+    recommend server
     presets
-    train distill evaluate
+    train distill evaluate text_to_3d
     evaluation
     stages
     optimise
@@ -41,7 +42,7 @@ LAYERS = """
     critic
     losses instruct
     lora
-    mixture reuse
+    mixture reuse radiance
     denoiser
     networks
     divergences

@@ -166,6 +166,19 @@ def test_a_start_below_one_is_noise_of_that_level() -> None:
     assert (t["a"].tolist(), later["a"].tolist()) == (pytest.approx([0.6] * 2), pytest.approx([0.3] * 2))
 
 
+@pytest.mark.parametrize("solver", ["unipc", "ancestral"])
+def test_a_start_near_values_of_the_law_keeps_the_law(solver: str) -> None:
+    """Values of the law noised to t have the law of x_t, so the way back gives it again; nearer moves less."""
+    mix, roles = mixture(Cosine(), "a", "b"), assign_roles(("a", "b"), ["a", "b"])
+    origin, moved = truth(mix), []
+    for level in (0.2, 0.7):
+        steps = 30 if solver == "unipc" else 150
+        found = draw(mix, roles, origin=origin, near={"a": level, "b": level}, solver=solver, steps=steps)
+        assert same_law(found, truth(mix, n=4 * N, seed=2))
+        moved.append(float((flat(found) - flat(origin)).square().mean().sqrt()))
+    assert 0.02 < moved[0] < 0.5 * moved[1]
+
+
 @pytest.mark.parametrize("order", [("a", "b"), ("b", "a")], ids=["a first", "b first"])
 def test_one_modality_first_gives_the_joint_law(order: tuple[str, str]) -> None:
     """p(a) p(b | a) = p(b) p(a | b) = p(a, b): only the path differs."""

@@ -6,7 +6,8 @@
     model.sample("image", "text", n=16)                                # p(image, text)
 
 What is sampled is named, what is given is passed, everything else is ignored. A modality is given in part by both: its
-name, and a value with a hole (`masks={"image": mask}`, or "___" in a sentence).
+name, and a value with a hole (`masks={"image": mask}`, or "___" in a sentence). And it is varied by both and a
+looseness: the sample starts from the value noised to that timestep.
 
 Sample k of a call with seed s has the seed s + k and is the same in any batch. This file knows no solver, no timestep
 and no file format: it turns raw values into streams, hands them to `sampling`, and turns the result back.
@@ -47,8 +48,8 @@ log = logging.getLogger(__name__)
 MAX_SAMPLES = 10_000
 MAX_STEPS = 1000
 RESERVED = {
-    "n", "seed", "steps", "solver", "grid", "guidance", "label", "reuse", "size", "looseness", "masks", "batch",
-    "on_step",
+    "n", "seed", "steps", "solver", "grid", "guidance", "label", "reuse", "size", "looseness", "masks", "path",
+    "batch", "on_step", "on_link", "watch",
 }  # fmt: skip
 
 Progress = Callable[[int, int], None]
@@ -71,6 +72,22 @@ class Sample:
         if name not in self.values:
             raise KeyError(f"this sample holds {', '.join(self.values)}, not {name!r}")
         return self.values[name]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Glimpse:
+    """What samples look like after a step, before they are done."""
+
+    rows: range
+    """Which samples of the call these are."""
+    step: int
+    """Steps taken."""
+    steps: int
+    """Steps in all."""
+    timesteps: Mapping[str, float]
+    """Modality -> the timestep it has reached."""
+    values: Callable[[int], dict[str, list[Any]]]
+    """Decodes the clean estimates of the first so many rows: sampled modality -> raw values."""
 
 
 @dataclass(frozen=True)
@@ -130,6 +147,7 @@ class UniDiffuser:
         self.codecs = Codecs(modalities)
         self.part = Offloaded(network.requires_grad_(False).eval(), weights)
         self.critic_part = None if critic is None else Offloaded(critic.requires_grad_(False).eval(), critic_weights)
+        self._other: Denoiser | None = None
         self.process_name, self.process = process, PROCESSES[process]()
         self.settings = settings or Settings()
         self.training, self.card = dict(training or {}), card
@@ -277,11 +295,25 @@ class UniDiffuser:
 
     @property
     def denoiser(self) -> Denoiser:
-        """The network as a Denoiser, with the model's own label. A student's answers with samples, not with means."""
+        """What is asked for clean estimates: the network with the model's own label, or what `through` put there.
+
+        A student's answers with samples, not with means.
+        """
         return self._denoiser(self.settings)
 
+    def through(self, denoiser: Denoiser) -> Self:
+        """The same model, weights and all, that asks another Denoiser, one that is shared, counted or watched.
+
+        It stands for the posterior as well: a student's samples and its scores want one each.
+        """
+        other = copy(self)
+        other._other = denoiser
+        return other
+
     def _denoiser(self, settings: Settings, wanted: Collection[str] | None = None) -> Denoiser:
-        """The network as a Denoiser for one run of a solver; `wanted` are the streams that anybody asks for."""
+        """The Denoiser for one run of a solver; `wanted` are the streams that anybody asks for."""
+        if self._other is not None:
+            return self._other
         network = self.part.wake()
         if settings.reuse is not None:
             return ReusingDenoiser(settings.reuse, network, self.process, self.prediction, settings.label, wanted)
@@ -293,6 +325,8 @@ class UniDiffuser:
         return self._posterior(self.settings)
 
     def _posterior(self, settings: Settings) -> Denoiser:
+        if self._other is not None:
+            return self._other
         network = (self.critic_part or self.part).wake()
         return NetworkDenoiser(network, self.process, self.prediction, settings.label)
 
@@ -309,8 +343,10 @@ class UniDiffuser:
         size: tuple[int, int] | None = None,
         looseness: Mapping[str, float] | None = None,
         masks: Mapping[str, Any] | None = None,
+        path: Mapping[str, Sequence[float]] | None = None,
         batch: int = 16,
         on_step: Progress | None = None,
+        watch: Callable[[Glimpse], None] | None = None,
         **given: Any,
     ) -> list[Sample]:
         """Draw samples of the named modalities given the values of others; all else is ignored.
@@ -324,10 +360,13 @@ class UniDiffuser:
             label: the global label, for models that have one.
             reuse: take the output of the inner blocks from earlier evaluations: faster, and not exact (`reuse`).
             size: (width, height) of the pictures in pixels, for models that can make more than one.
-            looseness: given modality -> the timestep it is held at; 0 (absent) exactly, 1 not at all.
+            looseness: given modality -> the timestep it is held at; 0 (absent) exactly, 1 not at all. Of one that is
+                both sampled and given: the timestep its sample starts from, above 0; the lower, the nearer it stays.
             masks: modality that is both sampled and given -> where it is to be made (see its codec's `mask`).
+            path: sampled modality -> its own steps + 1 timesteps; see `sampling.sample`.
             batch: samples drawn at a time; no effect on them.
             on_step: progress.
+            watch: called with a `Glimpse` after every step; it may raise to cancel.
             given: modality -> one raw value for all samples, or a list of n.
 
         Returns:
@@ -340,16 +379,24 @@ class UniDiffuser:
         batch = _whole("batch", batch, 1, MAX_SAMPLES)
         seeds = seeds_from(seed, n)
         model = self if size is None else self.resized(*size)
+        looseness = dict(looseness or {})
+        near = {name: float(looseness.pop(name)) for name in names if name in given and name in looseness}
+        if both := [name for name in near if name in (masks or {})]:
+            raise ValueError(f"{both[0]!r} has a mask and a looseness; give one of the two")
+        origin = model.codecs.whole(n, {name: given.pop(name) for name in near})
         values, known = model.codecs.given(names, n, given, masks or {}, seeds)
         roles = assign_roles(self.modalities, names, values, looseness)
         settings = self.choose(steps, solver, guidance, label, reuse)
-        plan = _Plan(roles=roles, settings=settings, given=values, known=known)
+        plan = _Plan(
+            roles=roles, settings=settings, given=values, known=known, origin=origin, near=near, path=dict(path or {})
+        )
         samples: list[Sample] = []
         for start in range(0, n, batch):
             rows = slice(start, min(start + batch, n))
             done, total = start // batch, -(-n // batch)
-            streams = model.codecs.encode({name: raws[rows] for name, raws in values.items()}, seeds[rows])
-            joint = model._draw(plan, streams, seeds[rows], rows, _counting(on_step, settings.steps, done, total))
+            counted = _counting(on_step, settings.steps, done, total)
+            follow = _following(counted, watch and model._watched(watch, range(rows.start, rows.stop)))
+            joint = model._draw(plan, seeds[rows], rows, follow)
             samples += model._samples(plan, joint, seeds[rows], rows)
         return samples
 
@@ -377,7 +424,13 @@ class UniDiffuser:
         return replace(own, steps=steps, solver=solver, guidance=guidance, label=label, reuse=reuse or own.reuse)
 
     def chain(
-        self, *names: str, n: int = 1, seed: int | None = None, on_step: Progress | None = None, **options: Any
+        self,
+        *names: str,
+        n: int = 1,
+        seed: int | None = None,
+        on_step: Progress | None = None,
+        on_link: Callable[[int, list[Sample]], None] | None = None,
+        **options: Any,
     ) -> list[list[Sample]]:
         """Samples fed back as givens: names[0] is given, or sampled alone; each next is sampled given the one before.
 
@@ -388,6 +441,7 @@ class UniDiffuser:
             n: how many chains.
             seed: of the first chain; chain k has seed + k. Every link has a seed of its own made from it.
             on_step: progress.
+            on_link: called with (link, its n samples) as soon as a link is drawn.
             options: as for `sample`; what else is given stays given at every link.
 
         Returns:
@@ -411,6 +465,8 @@ class UniDiffuser:
             link_seeds = chains.link_seeds(seeds, len(links))
             links.append(self.sample(name, n=n, seed=link_seeds, on_step=counted, **given))
             value = [sample[name] for sample in links[-1]]
+            if on_link:
+                on_link(len(links) - 1, links[-1])
         return [list(chain) for chain in zip(*links, strict=True)]
 
     def interpolate(
@@ -452,7 +508,9 @@ class UniDiffuser:
         values = [{name: raws[0] for name, raws in self.decode(joint).items()} for joint in joints]
         return [Sample(seed, value) for value in values]
 
-    def score(self, of: str, about: str, *, samples: int = 64, seed: int = 0, **given: Any) -> list[Score]:
+    def score(
+        self, of: str, about: str, *, samples: int = 64, seed: int = 0, batch: int = 64, **given: Any
+    ) -> list[Score]:
         """How many bits one given modality tells about another, by the model's own belief; see `agreement`.
 
         Args:
@@ -460,6 +518,7 @@ class UniDiffuser:
             about: the one that explains it.
             samples: noise draws, 2 or more; the error falls with their root.
             seed: of the first pair.
+            batch: noise draws in one forward; it changes no draw.
             given: both modalities, each one raw value or a list of B.
 
         Returns:
@@ -469,7 +528,7 @@ class UniDiffuser:
         joint = {s: x.to(self.device) for s, x in self.encode(**given).items()}
         seeds = seeds_from(seed, batch_size(joint))
         found = pointwise_information(
-            self.posterior, self.process, self.shapes, joint, of, about, seeds, samples=samples
+            self.posterior, self.process, self.shapes, joint, of, about, seeds, samples=samples, batch=batch
         )
         # A grid's channels are no places: their bits are added up. So are those of the numbers of a token.
         maps = {s: bits.sum(1 if bits.ndim == 4 else -1).cpu().numpy() for s, bits in found.maps.items()}
@@ -509,8 +568,10 @@ class UniDiffuser:
             x0 = self._posterior(self.choose(label=label))(xt, t)
         return {s: self.process.eps_from_x0(x0[s], x, t[modality_of(s)]) for s, x in xt.items()}
 
-    def _draw(self, plan: "_Plan", given: Joint, seeds: Sequence[int], rows: slice, on_step: OnStep | None) -> Joint:
-        """The streams of one batch, from the streams of what is given."""
+    def _draw(self, plan: "_Plan", seeds: Sequence[int], rows: slice, on_step: OnStep | None) -> Joint:
+        """The streams of one batch."""
+        given = self.codecs.encode({name: raws[rows] for name, raws in plan.given.items()}, seeds)
+        origin = self.codecs.encode({name: raws[rows] for name, raws in plan.origin.items()}, seeds)
         known = {stream: (x[rows], mask[rows]) for stream, (x, mask) in plan.known.items()}
         settings = plan.settings
         against_empty = settings.guidance.against == "empty"
@@ -532,10 +593,29 @@ class UniDiffuser:
                 grid=settings.grid,
                 begin=settings.begin,
                 end=settings.end,
+                path=plan.path,
+                origin=origin,
+                near=plan.near,
                 fresh_noise=settings.fresh_noise,
                 device=self.device,
                 on_step=on_step,
             )
+
+    def _watched(self, watch: Callable[[Glimpse], None], rows: range) -> OnStep:
+        """Show each step of one batch."""
+
+        def show(step: sampling.Step) -> None:
+            watch(
+                Glimpse(
+                    rows=rows,
+                    step=step.index + 1,
+                    steps=step.steps,
+                    timesteps=step.timesteps,
+                    values=lambda rows: self.decode({s: x[:rows] for s, x in step.x0.items()}),
+                )
+            )
+
+        return show
 
     def _samples(self, plan: "_Plan", joint: Joint, seeds: list[int], rows: slice) -> list[Sample]:
         """Raw values of one batch: what was given as it was given, what was sampled decoded."""
@@ -566,6 +646,9 @@ class _Plan:
     settings: Settings
     given: Mapping[str, list[Any]]
     known: Known
+    origin: Mapping[str, list[Any]]
+    near: Mapping[str, float]
+    path: Mapping[str, Sequence[float]]
 
 
 def seeds_from(seed: int | Sequence[int] | None, n: int) -> list[int]:
@@ -600,3 +683,14 @@ def _counting(on_step: Progress | None, steps: int, done: int, total: int) -> On
     if on_step is None:
         return None
     return lambda step: on_step(steps * done + step.index + 1, steps * total)
+
+
+def _following(*followers: OnStep | None) -> OnStep | None:
+    """All of them, one after another."""
+    present = [follower for follower in followers if follower]
+
+    def follow(step: sampling.Step) -> None:
+        for follower in present:
+            follower(step)
+
+    return follow if present else None

@@ -94,8 +94,12 @@ def write(folder: str | Path, parts: Parts, *, stored: Stored = "float32", force
         shutil.rmtree(fresh, ignore_errors=True)
 
 
-def read(folder: str | Path) -> Parts:
+def read(folder: str | Path, *, own: bool = False) -> Parts:
     """The model in a folder, its network asleep: weights are read, and seen to be finite, when they are used.
+
+    Args:
+        folder: the folder.
+        own: copy what is read, so that a file that is overwritten later changes nothing; else the file is mapped.
 
     Raises:
         ModelError: anything that is missing, damaged, foreign, from a newer version, or absurdly large.
@@ -108,7 +112,7 @@ def read(folder: str | Path) -> Parts:
     with naming(folder / CONFIG):
         found = {name: _empty_network(config[name], header) for name in NETWORKS if name in config}
     _compare(folder / WEIGHTS, found, config["modalities"], header)
-    weights = _weights(folder / WEIGHTS, header)
+    weights = _weights(folder / WEIGHTS, header, own)
     with naming(folder / CONFIG):
         codecs = {
             name: modalities.find(entry["kind"]).restore(entry["config"], weights.under(f"modalities.{name}."))
@@ -311,7 +315,7 @@ def _compare(path: Path, found: Mapping[str, Network], entries: Mapping[str, Any
         raise ModelError(f"{path} does not hold the weights of its config, {'; '.join(report)}; {AGAIN}")
 
 
-def _weights(path: Path, header: Header) -> Weights:
+def _weights(path: Path, header: Header, own: bool) -> Weights:
     """The tensors of a file, as they lie in it, each looked at once for numbers that are not finite."""
     try:
         file = safe_open(path, framework="pt")
@@ -324,6 +328,6 @@ def _weights(path: Path, header: Header) -> Weights:
         if name not in finite and not bool(x.isfinite().all()):
             raise ModelError(f"{path} holds weights that are NaN or infinite ({name}); {AGAIN}")
         finite.add(name)
-        return x
+        return x.clone() if own else x
 
     return Weights(header, read)

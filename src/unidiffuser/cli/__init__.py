@@ -14,12 +14,13 @@ from itertools import groupby
 from typing import Any
 
 from unidiffuser import __version__
-from unidiffuser.cli import data, flags
+from unidiffuser.cli import data, flags, recommend
 from unidiffuser.cli import distill as one_step
 from unidiffuser.cli import train as training
 from unidiffuser.cli.convert import convert, convert_flags
 from unidiffuser.cli.evaluate import evaluate, evaluate_flags
 from unidiffuser.cli.flags import Parser
+from unidiffuser.cli.sculpt import text_to_3d, text_to_3d_flags
 from unidiffuser.cli.terminal import Terminal, Verb, guarded
 
 
@@ -113,6 +114,14 @@ def score(args: argparse.Namespace, terminal: Terminal) -> int:
     return 0
 
 
+def serve(args: argparse.Namespace, terminal: Terminal) -> int:
+    """Open the studio: a page and an HTTP API for models, on this machine unless told otherwise."""
+    from unidiffuser.cli.serving import open_server
+
+    open_server(args, terminal)
+    return 0
+
+
 def models(args: argparse.Namespace, terminal: Terminal) -> int:
     """List the models in the box and in folders."""
     from unidiffuser.checkpoints import box, native
@@ -171,6 +180,23 @@ def score_flags(parser: Parser) -> None:
     parser.flag("--force", action="store_true", help="overwrite files that are there")
 
 
+def serve_flags(parser: Parser) -> None:
+    """The flags of serve."""
+    parser.flag("--port", type=flags.whole, default=8000, help="where to listen (default: 8000)")
+    parser.flag("--host", default="127.0.0.1", help="the address to listen on; beyond this machine it needs a token")
+    several = {"action": "append", "default": [], "metavar": "MODEL"}
+    parser.flag("--model", **several, help="name of a model in the box, or a folder; may be repeated (default: scenes)")
+    parser.flag(
+        "--token", action="append", default=[], help="who may come in; one for each client (or UNIDIFFUSER_TOKEN)"
+    )
+    parser.flag(
+        "--data-dir", metavar="FOLDER", help="where history and results lie (default: ~/.local/share/unidiffuser)"
+    )
+    parser.flag("--device", action="append", default=[], help="cpu, cuda:0, ...; one worker each, may be repeated")
+    parser.flag("--ray", action="store_true", help="carry out jobs on Ray Serve replicas")
+    parser.flag("--replicas", type=flags.whole, default=2, metavar="N", help="with --ray: how many (default: 2)")
+
+
 def models_flags(parser: Parser) -> None:
     """The flags of models."""
     parser.add_argument("folders", nargs="*", metavar="FOLDER", help="models elsewhere (default: those in the box)")
@@ -186,10 +212,13 @@ VERBS: dict[str, tuple[Verb, Callable[[Parser], None] | None, bool]] = {
     "preview": (training.preview, training.preview_flags, False),
     "distill": (one_step.distill, one_step.distill_flags, False),
     "compare": (one_step.compare, one_step.compare_flags, False),
+    "text-to-3d": (text_to_3d, text_to_3d_flags, True),
     "evaluate": (evaluate, evaluate_flags, False),
+    "serve": (serve, serve_flags, False),
     "models": (models, models_flags, False),
     "convert": (convert, convert_flags, False),
     "doctor": (doctor, None, False),
+    **recommend.VERBS,
 }
 """Verb, of one word or two -> what it does, the flags of its own, whether it takes a model."""
 
