@@ -20,6 +20,7 @@ from unidiffuser import UniDiffuser
 from unidiffuser.checkpoints import box
 from unidiffuser.cli import main
 from unidiffuser.datasets.scenes.render import GROUND, PAINT
+from unidiffuser.guidance import Guidance
 from unidiffuser.joint import Joint
 from unidiffuser.mixture import GaussianMixture
 from unidiffuser.modalities.image import Image
@@ -78,6 +79,7 @@ def target() -> Tensor:
 
 SETTINGS = Sculpting(
     method=WAYS["sds"],
+    guidance=Guidance(),
     shape=FieldConfig(resolution=12),
     samples=24,
     drawn=8,
@@ -218,6 +220,7 @@ def test_the_command_works_as_written(
     answer = json.loads(capsys.readouterr().out)
     assert answer["turntables"] == ["out/turntable.gif", "out/turntable-1.gif"] and answer["seeds"] == [0, 1]
     assert 0 <= answer["read_right"] <= 1 and answer["diversity"] > 0
+    assert json.loads(Path("out/turntable.run/seed-1/preset.json").read_text())["guidance"]["scale"] == 3.0
     assert all(Path(file).stat().st_size > 0 for file in answer["turntables"])
     for command, said in (
         (f"{text} --out out/turntable.gif", "is there already"),

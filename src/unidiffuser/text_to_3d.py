@@ -50,6 +50,9 @@ WAYS: Mapping[str, Method] = {
 }
 """The methods by name."""
 
+GUIDANCE = 3.0
+"""The scale of guidance unless told otherwise: an object is one picture, and should be a typical one."""
+
 FRAMES, FRAME_MS = 36, 80
 """Pictures of a turntable, and how long each is shown."""
 
@@ -61,7 +64,7 @@ class Sculpting:
     method: Method = WAYS["uni-instruct"]
     """Which divergence, in which form."""
     guidance: Guidance | None = None
-    """How the teacher is guided; None: as its own settings say."""
+    """How the teacher is guided; None: as its own settings say, but with the scale `GUIDANCE`."""
     shape: FieldConfig = FieldConfig()  # noqa: RUF009  (frozen)
     """The radiance field."""
     camera: Camera = Camera()  # noqa: RUF009  (frozen)
@@ -83,7 +86,7 @@ class Sculpting:
             raise ValueError(f"a ray needs 4 samples and a ratio 2 pictures or more, not {self.samples}, {self.drawn}")
 
 
-def optimiser(steps: int = 600, seed: int = 0) -> OptimiserSettings:
+def optimiser(steps: int = 400, seed: int = 0) -> OptimiserSettings:
     """So many steps of 4 views; the field learns 300 times as fast as the critic.
 
     Raises:
@@ -135,7 +138,8 @@ def sculpt(
     """
     if teacher.critic_part is not None:
         raise ValueError(f"{teacher.name} is a student itself, with no law to be taught from; give its teacher")
-    settings = replace(settings, guidance=settings.guidance or teacher.settings.guidance)
+    guidance = settings.guidance or replace(teacher.settings.guidance, scale=GUIDANCE)
+    settings = replace(settings, guidance=guidance)
     studio = _Studio(teacher, given, settings)
     with folder.locked(run):
         folder.claim(run, describe(teacher, studio.given, settings))

@@ -78,7 +78,7 @@ def settings_of(args: argparse.Namespace, model: "UniDiffuser") -> "Sculpting":
     scale = flags.guidance(args)
     if scale is not None and not isinstance(scale, Guidance):
         scale = replace(model.settings.guidance, scale=scale)
-    training = optimiser(600 if args.steps is None else args.steps, args.seed or 0)
+    training = optimiser(400 if args.steps is None else args.steps, args.seed or 0)
     return Sculpting(method=method, guidance=scale, training=training)
 
 
@@ -99,10 +99,10 @@ def text_to_3d_flags(parser: Parser) -> None:
     parser.flag("--method", default="uni-instruct", metavar="NAME", help="sds, vsd or uni-instruct (default)")
     parser.flag("--divergence", metavar="NAME", help="forward-kl (default of uni-instruct), ...; see distill")
     scale = {"action": "append", "default": [], "metavar": "[NAME=]S"}
-    parser.flag("--guidance", **scale, help="guidance of the teacher (default: its own)")
+    parser.flag("--guidance", **scale, help="guidance of the teacher (default: 3)")
     parser.flag("--g", **scale, help="the same in the convention g = s + 1, 1 = off")
     whole: dict[str, Any] = {"type": flags.whole, "metavar": "N"}
-    parser.flag("--steps", **whole, help="optimiser steps (default: 600)")
+    parser.flag("--steps", **whole, help="optimiser steps (default: 400)")
     parser.flag("-n", **whole, help="objects, each with a seed of its own (default: 1)")
     parser.flag("--seed", **whole, help="of the first object (default: 0)")
     parser.flag("--views", default=24, **whole, help="random views that are read (default: 24)")
