@@ -17,9 +17,10 @@ PACKAGE = Path(__file__).parents[1] / "src" / "unidiffuser"
 LAYERS = """
     __main__
     __init__ cli
-    server
+    recommend server
     presets
-    train distill evaluate
+    train distill evaluate text_to_3d
+    evaluation
     stages
     optimise
     training
@@ -29,11 +30,11 @@ LAYERS = """
     codecs
     checkpoints
     datasets
-    metrics
+    distances metrics
     modalities
     captions
     pretrained
-    chains agreement
+    chains agreement likelihood
     sampling
     solvers
     teach
@@ -41,7 +42,7 @@ LAYERS = """
     critic
     losses instruct
     lora
-    mixture reuse
+    mixture reuse radiance
     denoiser
     networks
     divergences

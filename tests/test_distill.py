@@ -1,6 +1,7 @@
 """Distillation from end to end: resume in the same bits, a student is a model, and what is refused."""
 
 import json
+import math
 import os
 import signal
 from dataclasses import replace
@@ -137,6 +138,18 @@ def test_without_data_what_needs_nothing_given_is_taught(teacher: UniDiffuser, t
     assert student.sample("image", "text", seed=1)[0].values.keys() == {"image", "text"}
     shown = {path.name for path in (tmp_path / "previews/step-00000000").iterdir()}
     assert shown == {"image", "text", "image-text"}
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_every_method_teaches(name: str, teacher: UniDiffuser, tmp_path: Path) -> None:
+    one = replace(SETTINGS.training, steps=1, log_every=1)
+    settings = replace(SETTINGS, method=METHODS[name], warmup=0, preview_every=0, training=one)
+    student = distill(teacher, settings, tmp_path, pairs=PAIRS)
+    assert any(not x.equal(y) for x, y in zip(student.network.parameters(), teacher.network.parameters(), strict=True))
+    (line,) = (tmp_path / "student/metrics.jsonl").read_text().splitlines()
+    figures = json.loads(line)
+    assert all(math.isfinite(x) for x in figures.values())
+    assert ("regression" in figures, "judged" in figures) == (name == "dmd", METHODS[name].needs_ratio)
 
 
 def test_collapse_is_noticed_and_said(

@@ -104,6 +104,30 @@ def test_the_expansion_over_noise_levels_is_the_divergence(name: str, process: P
     assert ends[1] < 1e-4 and ends[0].item() == pytest.approx(divergence(row, teacher, student).item(), rel=1e-4)
 
 
+def test_the_expansion_of_two_gaussians_is_the_known_integral_over_variances() -> None:
+    """Variance exploding: with v = (sigma / alpha)^2, KL(p || q) = 1/2 int (A-B)^2 / ((A+v)(B+v)^2) + m^2 / (B+v)^2 dv.
+
+    The forward KL swaps A and B. Each E_p[psi SNR ||F - T||^2] d(-lambda), d(-lambda) = dv / 2v, is its bracket dv.
+    """
+    a, b, m = 1.0, 1.5, 0.7
+    process = RectifiedFlow()
+    student, teacher = law(process, [1.0], [m], [a]), law(process, [1.0], [0.0], [b])
+    for name, (near, far), kl in (("reverse-kl", (a, b), 0.1993992), ("forward-kl", (b, a), 0.2922674)):
+        total = torch.zeros((), dtype=torch.float64)
+        nodes, weights = legendre(-9.0, 9.0, 80)
+        for log_snr, weight in zip(nodes, weights, strict=True):
+            t = process.t_of_log_snr(log_snr)
+            x = GRID * (process.alpha(t) + process.sigma(t))
+            log_q, log_p = (log_density(mix, x, t) for mix in (teacher, student))
+            fake, real = (mix(*at(x, t))["a"][:, 0] for mix in (student, teacher))
+            psi, v = find(name).psi((log_q - log_p).exp()), torch.exp(-2 * log_snr)
+            rate = integral(log_p.exp() * psi / v * (fake - real).square(), x) / (2 * v)
+            bracket = 0.5 * ((near - far) ** 2 / ((near + v) * (far + v) ** 2) + m**2 / (far + v) ** 2)
+            torch.testing.assert_close(rate, bracket, rtol=1e-6, atol=1e-12)
+            total += weight * 2 * v * bracket
+        assert total.item() == pytest.approx(kl, abs=1e-6)
+
+
 def test_ratios_are_held_between_bounds_and_counted() -> None:
     row = find("pearson")
     log_ratio = torch.tensor([0.0, 1000.0, -1000.0, float("nan"), 2.0])

@@ -51,7 +51,7 @@ def fenced(language: str) -> list[str]:
 
 
 def readme_verbs() -> list[str]:
-    return sorted(set(re.findall(r"^(?:\.venv/bin/)?unidiffuser ([a-z]+)", "\n".join(fenced("sh")), flags=re.M)))
+    return sorted(set(re.findall(r"^(?:\.venv/bin/)?unidiffuser ([a-z0-9-]+)", "\n".join(fenced("sh")), flags=re.M)))
 
 
 def test_every_module_needs_only_the_required_dependencies() -> None:
@@ -128,7 +128,7 @@ def test_readme_make_targets_exist() -> None:
 
 def test_readme_tree_is_the_package() -> None:
     tree = next(block for block in fenced("text") if block.startswith("src/unidiffuser/"))
-    drawn = set(re.findall(r"^  ([a-z_]+(?:\.py|/))", tree, flags=re.M))
+    drawn = set(re.findall(r"^  ([a-z0-9_]+(?:\.py|/))", tree, flags=re.M))
     hidden = {"__init__.py", "__main__.py"}
     real = {path.name for path in PACKAGE.glob("*.py")} - hidden
     real |= {f"{path.name}/" for path in PACKAGE.iterdir() if path.is_dir() and path.name != "__pycache__"}

@@ -217,6 +217,9 @@ class _Course:
             x0 = self.teaching.draw(pair.student, rows, data, g)
             own, figures = self.teaching.student_loss(pair.critic, rows, x0, data, g)
             critic, more = self.teaching.critic_loss(pair.critic, rows, x0, data, g)
+            if share := self.settings.method.regression:
+                gap = self.teaching.regression_loss(pair.student, rows, data, g)
+                own, figures["regression"] = own + share * gap, gap.detach()
         return own + critic, {"student": own.detach(), **figures, **more}
 
     def critic_loss(self, pair: Pair, step: int) -> tuple[Tensor, Mapping[str, Tensor]]:

@@ -78,7 +78,7 @@ class Method:
     matched: bool = False
     """In the integral form: take 2 omega - d omega / d lambda, with which it equals the expanded form with omega."""
     regression: float = 0.0
-    """Weight of the squared distance from what the teacher makes of the same noise, beside the same mean."""
+    """Weight of the squared distance from where the teacher's flow leads from the same noise (DMD), beside the mean."""
     bounds: tuple[float, float] = (0.1, 20.0)
     """Smallest and largest ratio r; see `divergences`."""
 
@@ -197,11 +197,11 @@ METHODS: dict[str, Method] = {
     "sds": Method(divergence="reverse-kl", estimator="integral", weight="dreamfusion", draw="timestep", learned=False),
     "vsd": Method(divergence="reverse-kl", estimator="integral", weight="dreamfusion", draw="timestep"),
     "diff-instruct": Method(divergence="reverse-kl", estimator="integral"),
-    "dmd": Method(divergence="reverse-kl", estimator="integral", adaptive=True, regression=0.25),
+    "dmd": Method(divergence="reverse-kl", estimator="integral", draw="timestep", adaptive=True, regression=0.25),
     "sim": Method(divergence="reverse-kl", flow=0.0),
     "sid": Method(divergence="reverse-kl", flow=-0.4, weight="karras", adaptive=True),
     "sida": Method(divergence="reverse-kl", flow=0.0, weight="karras", adaptive=True, adversarial=1e-3),
     "f-distill": Method(divergence="forward-kl", estimator="integral", adversarial=1e-3),
     "uni-instruct": Method(divergence="forward-kl", weight="karras", adaptive=True, adversarial=1e-3),
 }
-"""The published methods by name; docs/divergences.md says what each leaves out of the exact gradient."""
+"""The published methods by name; docs/one-step.md says what each leaves out of the exact gradient."""

@@ -79,8 +79,5 @@ def student(steps: int = 4000) -> Distillation:
     )
 
 
-STUDENTS: dict[str, Callable[..., Distillation]] = {}
-"""How the students of named teachers are taught: (steps) -> settings."""
-
 PRESETS: dict[str, Callable[[], Preset]] = {"scenes": scenes}
 """Every preset by name."""

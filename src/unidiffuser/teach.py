@@ -11,11 +11,13 @@ so one student answers for all of them. A share of the rows begins at a later no
 again: what it meets when it is asked for 2 or 4 steps.
 
 Two losses come out of a step, and share nothing: the student's (`instruct`) takes no gradient into the critic or the
-teacher, the critic's (`critic`) none into the student. This file knows no raw data and no optimiser.
+teacher, the critic's (`critic`) none into the student. DMD adds a third, of the student alone. This file knows no raw
+data and no optimiser.
 """
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 import torch
 from torch import Tensor, nn
@@ -33,6 +35,9 @@ from unidiffuser.process import Prediction, Process
 from unidiffuser.timesteps import Roles
 
 Timesteps = dict[str, Tensor]
+
+FLOW_STEPS = 8
+"""Steps of the teacher's flow in `Teaching.regression_loss`."""
 
 
 class Pair(nn.Module):
@@ -142,11 +147,12 @@ class Teaching:
         return rows.only_sampled(self._answer(student, xt, t))
 
     def student_loss(
-        self, critic: Critic, rows: Rows, x0: Joint, data: Joint | None, g: torch.Generator
+        self, critic: Critic | None, rows: Rows, x0: Joint, data: Joint | None, g: torch.Generator
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """What a student minimises, and figures: the gap to the teacher, ratios out of bounds, the spread.
 
         Args:
+            critic: None for a method whose critic is not learned.
             x0: the student's samples, differentiable, as `draw` has them.
         """
         xt, t, level = self._look(rows, x0, data, g)
@@ -186,6 +192,33 @@ class Teaching:
             figures["judged"] = accuracy(true.detach(), false.detach())
         return loss, figures
 
+    def regression_loss(self, student: nn.Module, rows: Rows, data: Joint | None, g: torch.Generator) -> Tensor:
+        """The mean squared distance of the student's sample from where the teacher's flow leads from the same noise.
+
+        The flow is `solvers.ddim`, in `FLOW_STEPS` steps from `begin` to 0. DMD (arXiv 2311.18828) draws such pairs
+        beforehand, and measures in LPIPS.
+        """
+        device = next(student.parameters()).device
+        z, weak = noise(rows, g, device), noise(rows, g, device)
+        t = rows.at(torch.full((rows.batch,), self.begin, device=device))
+        start = self._noised(rows.clean(None, data), z, t)
+        with torch.no_grad():
+            end = self._flow(rows, start, data, weak)
+        gap = rows.only_sampled({s: x - end[s] for s, x in self._answer(student, start, t).items()})
+        numbers = sum(x[0].numel() * int(rows.sampled[modality_of(s)].sum()) for s, x in gap.items())
+        return torch.stack([x.square().sum() for x in gap.values()]).sum() / numbers
+
+    def _flow(self, rows: Rows, xt: Joint, data: Joint | None, weak: Joint) -> Joint:
+        """Where the guided teacher's probability flow leads from x_t at `begin`."""
+        levels = torch.linspace(self.begin, 0.0, FLOW_STEPS + 1, device=_device(xt))
+        for here, there in pairwise(levels):
+            t = rows.at(here.expand(rows.batch))
+            x0 = cat_joints([self._guided(roles, cut, xt, t, weak) for roles, cut in rows.shares])
+            x0 = rows.clean(x0, data)
+            eps = {s: self.process.eps_from_x0(x, xt[s], t[modality_of(s)]) for s, x in x0.items()}
+            xt = self._noised(x0, eps, rows.at(there.expand(rows.batch)))
+        return xt
+
     def _answer(self, student: nn.Module, xt: Joint, t: Timesteps) -> Joint:
         return {s: x.float() for s, x in clean_estimate(self.process, self.prediction, student(xt, t), xt, t).items()}
 
@@ -202,7 +235,7 @@ class Teaching:
         return self._noised(rows.clean(x0, data), noise(rows, g, _device(x0)), t), t, level
 
     def _opinions(
-        self, critic: Critic, rows: Rows, x0: Joint, xt: Joint, t: Timesteps, g: torch.Generator
+        self, critic: Critic | None, rows: Rows, x0: Joint, xt: Joint, t: Timesteps, g: torch.Generator
     ) -> tuple[Joint, Joint, Tensor]:
         """T(x_t), F(x_t) and the logit; functions of x_t only where the method differentiates them."""
         expanded = self.method.estimator == "expanded"
@@ -212,6 +245,7 @@ class Teaching:
         teacher = cat_joints(parts)
         if not self.method.learned:
             return teacher, x0, torch.zeros(rows.batch, device=_device(xt))
+        assert critic is not None
         with torch.set_grad_enabled(expanded or self.method.adversarial > 0):
             fake, logit = FrozenCritic(critic, self.process, self.prediction)(xt, t)
         return teacher, fake, logit

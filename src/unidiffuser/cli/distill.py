@@ -33,13 +33,12 @@ def distill(args: argparse.Namespace, terminal: Terminal) -> int:
 
 
 def settings_of(args: argparse.Namespace, teacher: "UniDiffuser") -> "Distillation":
-    """How the student is taught: the recipe of this teacher, or one for any; then what the flags say."""
+    """How the student is taught: the recipe for any teacher, then what the flags say."""
     from unidiffuser.guidance import Guidance
     from unidiffuser.instruct import METHODS
-    from unidiffuser.presets import STUDENTS, student
+    from unidiffuser.presets import student
 
-    recipe = STUDENTS.get(teacher.name, student)
-    settings = recipe() if args.steps is None else recipe(args.steps)
+    settings = student() if args.steps is None else student(args.steps)
     if args.method is not None:
         if args.method not in METHODS:
             known = f"there are {', '.join(METHODS)}{flags.guess(args.method, METHODS)}"

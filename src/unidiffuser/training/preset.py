@@ -154,6 +154,11 @@ class Preset:
         _whole("preview_every", self.preview_every, 0)
         if self.sharding not in ("none", "fsdp"):
             raise ValueError(f"the sharding is 'none' or 'fsdp', not {self.sharding!r}")
+        if self.sharding == "fsdp" and self.training.muon:
+            raise ValueError(
+                "Muon needs whole matrices, and the sharding 'fsdp' gives each process a part of them; "
+                "set training.muon=0, or leave the sharding at none"
+            )
         if self.adapter is not None and not self.start:
             raise ValueError("an adapter adds to a trained model; say which one with --start MODEL")
         trained = [name for name, entry in self.codecs.items() if entry.get("autoencoder")]

@@ -9,6 +9,7 @@ one core and at the lowest priority: no step waits for it, and it shares no rand
 
 import logging
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Iterator, Mapping
@@ -99,21 +100,30 @@ def _subsets(names: tuple[str, ...]) -> Iterator[tuple[str, ...]]:
 
 
 def write_given(folder: Path, pairs: Pairs, modalities: Mapping[str, Modality[Any]]) -> None:
-    """Write the values of the first whole pairs, once."""
+    """Write the values of the first whole pairs, once: all of them or none."""
     if folder.is_dir():
         return
-    folder.mkdir(parents=True)
-    count = 0
+    aside = folder.with_name(f".{folder.name}.new-{os.getpid()}")
+    shutil.rmtree(aside, ignore_errors=True)
+    aside.mkdir(parents=True)
+    for count, values in enumerate(_whole_pairs(pairs, modalities)):
+        for name, codec in modalities.items():
+            codec.write(values[name], aside / f"{count}.{name}{codec.suffix}")
+    os.rename(aside, folder)
+
+
+def _whole_pairs(pairs: Pairs, modalities: Mapping[str, Modality[Any]]) -> Iterator[dict[str, Any]]:
+    """The checked values of the first few pairs that have every modality."""
+    found = 0
     for i in range(min(LOOKED_AT, len(pairs))):
         try:
             pair = pairs[i]
             values = {name: codec.check(pair[name]) for name, codec in modalities.items()}
         except (KeyError, ValueError, OSError):
             continue
-        for name, codec in modalities.items():
-            codec.write(values[name], folder / f"{count}.{name}{codec.suffix}")
-        count += 1
-        if count == EXAMPLES:
+        yield values
+        found += 1
+        if found == EXAMPLES:
             return
 
 
