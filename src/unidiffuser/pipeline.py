@@ -18,7 +18,7 @@ import math
 import secrets
 from collections.abc import Callable, Collection, Mapping, Sequence
 from copy import copy
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, Self
@@ -30,10 +30,10 @@ from torch import Tensor
 from unidiffuser import chains, sampling
 from unidiffuser.agreement import pointwise_information
 from unidiffuser.checkpoints import Parts, Settings, box, native
-from unidiffuser.codecs import Codecs, Known
+from unidiffuser.codecs import Codecs, Known, Latent
 from unidiffuser.denoiser import Denoiser, NetworkDenoiser
 from unidiffuser.guidance import Guidance
-from unidiffuser.joint import MAX_SEED, Joint, batch_size, check_seeds, modality_of
+from unidiffuser.joint import MAX_SEED, Joint, batch_size, check_seeds, modality_of, streams_of
 from unidiffuser.lora import Additions, merge
 from unidiffuser.modalities import NAME, Modality
 from unidiffuser.networks import Network
@@ -66,11 +66,17 @@ class Sample:
     """With it, and the same settings, this sample comes again."""
     values: Mapping[str, Any]
     """Modality -> raw value."""
+    streams: Mapping[str, Tensor] = field(default_factory=dict, repr=False, compare=False)
+    """Stream -> (...): the latents that were sampled or given."""
 
     def __getitem__(self, name: str) -> Any:
         if name not in self.values:
             raise KeyError(f"this sample holds {', '.join(self.values)}, not {name!r}")
         return self.values[name]
+
+    def latent(self, name: str) -> Latent:
+        """One modality as `sample` takes it without decoding and encoding it again."""
+        return Latent(self[name], {stream: self.streams[stream] for stream in streams_of(name, self.streams)})
 
 
 @dataclass(frozen=True)
@@ -304,7 +310,8 @@ class UniDiffuser:
             masks: modality that is both sampled and given -> where it is to be made (see its codec's `mask`).
             batch: samples drawn at a time; no effect on them.
             on_step: progress.
-            given: modality -> one raw value for all samples, or a list of n.
+            given: modality -> one raw value for all samples, or a list of n. A value that was sampled may be given by
+                its latents (`Sample.latent`).
 
         Returns:
             n samples with the raw values of what was sampled and given.
@@ -367,7 +374,8 @@ class UniDiffuser:
             options: as for `sample`; what else is given stays given at every link.
 
         Returns:
-            n chains; every link is a sample that holds what was sampled and what it was sampled from.
+            n chains; every link is a sample that holds what was sampled and what it was sampled from. Where a codec is
+            lossy a link is given the latents that the one before drew, not their decoding.
 
         Raises:
             ValueError: as for `sample`, or a sampled value that cannot be given, such as an empty sentence.
@@ -386,7 +394,8 @@ class UniDiffuser:
             assert name is not None
             link_seeds = chains.link_seeds(seeds, len(links))
             links.append(self.sample(name, n=n, seed=link_seeds, on_step=counted, **given))
-            value = [sample[name] for sample in links[-1]]
+            lossy = self.modalities[name].lossy
+            value = [sample.latent(name) if lossy else sample[name] for sample in links[-1]]
         return [list(chain) for chain in zip(*links, strict=True)]
 
     def interpolate(
@@ -513,11 +522,18 @@ class UniDiffuser:
 
     def _samples(self, plan: "_Plan", joint: Joint, seeds: list[int], rows: slice) -> list[Sample]:
         """Raw values of one batch: what was given as it was given, what was sampled decoded."""
-        values = {name: raws[rows] for name, raws in plan.given.items()}
+        values = {
+            name: [raw.raw if isinstance(raw, Latent) else raw for raw in raws[rows]]
+            for name, raws in plan.given.items()
+        }
         sampled = {s: x for s, x in joint.items() if modality_of(s) in plan.roles.sampled}
         values |= self.codecs.decode(sampled, seeds)
         order = [name for name in self.modalities if name in values]
-        return [Sample(seed, {name: values[name][k] for name in order}) for k, seed in enumerate(seeds)]
+        streams = {s: x.cpu() for s, x in joint.items()}
+        return [
+            Sample(seed, {name: values[name][k] for name in order}, {s: x[k] for s, x in streams.items()})
+            for k, seed in enumerate(seeds)
+        ]
 
     def _checked_timesteps(self, batch: int, timesteps: Mapping[str, Tensor | float]) -> dict[str, Tensor]:
         if set(timesteps) != set(self.modalities):

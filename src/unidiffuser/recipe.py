@@ -26,6 +26,7 @@ from typing import Any
 import PIL.Image
 from PIL.PngImagePlugin import PngInfo
 
+from unidiffuser.codecs import Latent
 from unidiffuser.modalities.image import open_picture
 
 FORMAT = 1
@@ -60,7 +61,8 @@ class Recipe:
     sampled: tuple[str, ...]
     """The modalities that were sampled."""
     given: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
-    """Modality -> {"text": ...}, {"numbers": [...]} or {"sha256": ..., "png": base64, absent if it is too large}."""
+    """Modality -> {"text": ..., "sha256" of its latent if that was given}, {"numbers": [...]} or {"sha256": ..., "png":
+    base64, absent if it is too large}."""
     masks: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     """Modality given in part -> its mask, a picture like a given one."""
     seed: int
@@ -92,7 +94,11 @@ def fingerprint(picture: Picture) -> str:
 
 
 def given_entry(media_type: str, raw: Any) -> dict[str, Any]:
-    """What a recipe keeps of a given raw value."""
+    """What a recipe keeps of a given raw value, or of latents: their hash, and what they say if that is text."""
+    if isinstance(raw, Latent):
+        tensors = b"".join(raw.streams[stream].float().numpy().tobytes() for stream in sorted(raw.streams))
+        words = {"text": raw.raw} if media_type == "text" else {}
+        return {**words, "sha256": hashlib.sha256(tensors).hexdigest()}
     if media_type == "text":
         return {"text": raw}
     if media_type == "image":
@@ -107,6 +113,11 @@ def given_entry(media_type: str, raw: Any) -> dict[str, Any]:
 
 def given_value(name: str, entry: Mapping[str, Any]) -> Any:
     """The raw value that a recipe keeps; ValueError if it keeps only the hash."""
+    if "text" in entry and "sha256" in entry:
+        raise ValueError(
+            f"the given {name!r} was a link of a chain, of whose latent the recipe keeps only the hash; run the chain "
+            f"again, or give its words (--{name})"
+        )
     if "text" in entry:
         return entry["text"]
     if "numbers" in entry:
@@ -210,10 +221,11 @@ def _is_whole(value: Any) -> bool:
 
 
 def _is_entry(entry: Any) -> bool:
-    """One of the three forms that `given_entry` makes."""
+    """One of the forms that `given_entry` makes."""
     match entry:
         case {"text": str(text), **rest}:
-            return not rest and len(text) <= MAX_TEXT
+            hashed = set(rest) == {"sha256"} and _is_hash(rest["sha256"])
+            return (not rest or hashed) and len(text) <= MAX_TEXT
         case {"numbers": list(numbers), **rest}:
             return not rest and len(numbers) <= MAX_NUMBERS and all(map(_is_number, numbers))
         case {"sha256": sha, "png": str(png), **rest}:

@@ -6,6 +6,7 @@ from typing import Any
 from unidiffuser.modalities.stable_diffusion import CLIP_MEAN, CLIP_STD
 from unidiffuser.networks.uvit import UViTConfig
 
+# Its own files name the library "unidiffuser" for two of the parts, which diffusers finds no longer, or finds us.
 MODEL_INDEX = {
     "_class_name": "UniDiffuserPipeline",
     "_diffusers_version": "0.33.1",
@@ -13,10 +14,10 @@ MODEL_INDEX = {
     "clip_tokenizer": ["transformers", "CLIPTokenizer"],
     "image_encoder": ["transformers", "CLIPVisionModelWithProjection"],
     "scheduler": ["diffusers", "DPMSolverMultistepScheduler"],
-    "text_decoder": ["unidiffuser", "UniDiffuserTextDecoder"],
+    "text_decoder": ["diffusers", "UniDiffuserTextDecoder"],
     "text_encoder": ["transformers", "CLIPTextModel"],
     "text_tokenizer": ["transformers", "GPT2Tokenizer"],
-    "unet": ["unidiffuser", "UniDiffuserModel"],
+    "unet": ["diffusers", "UniDiffuserModel"],
     "vae": ["diffusers", "AutoencoderKL"],
 }
 SCHEDULER = {

@@ -78,7 +78,7 @@ def chain(args: argparse.Namespace, terminal: Terminal) -> int:
     answer: dict[str, Any] = {"samples": [], **flags.settings(model, asked)}
     for k, row in enumerate(chains):
         for i, one in enumerate(row, first):
-            made = asked.link(i, one)
+            made = asked.link(model, i, one)
             recipe = None if args.no_metadata else made.recipe(model, one, __version__)
             value = outputs.write(f"{k:04d}-{i:02d}", {links[i]: one[links[i]]}, recipe)
             answer["samples"].append({"chain": k, "link": i, "seed": one.seed, **value})
