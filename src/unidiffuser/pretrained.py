@@ -141,7 +141,7 @@ def asleep(kind: str, settings: Any, weights: Mapping[str, Tensor]) -> Offloaded
     try:
         with torch.device("meta"):
             module = row.build(dict(settings))
-    except (TypeError, RuntimeError, ArithmeticError, KeyError, AttributeError) as error:
+    except (TypeError, ValueError, RuntimeError, ArithmeticError, LookupError, AttributeError) as error:
         raise ValueError(f"the settings of the {row.what} do not go together ({error})") from error
     names = {key: row.name(key) for key in module.state_dict()}
     shapes = {row.name(key): tuple(x.shape) for key, x in module.state_dict().items()}

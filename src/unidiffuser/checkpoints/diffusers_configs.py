@@ -110,8 +110,12 @@ def processor(pictures: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def tokenizer(owner: str, saved: Mapping[str, Any], special: Mapping[str, int]) -> dict[str, Any]:
-    """Of a tokenizer: its class, and its special tokens by their numbers."""
+def tokenizer(owner: str, saved: Mapping[str, Any], special: Mapping[str, int], length: int) -> dict[str, Any]:
+    """Of a tokenizer: its class, its special tokens by their numbers, and the most tokens that its model takes."""
     by_number = {number: token for token, number in saved["model"]["vocab"].items()}
     by_number |= {added["id"]: added["content"] for added in saved.get("added_tokens", [])}
-    return {"tokenizer_class": owner, **{name: by_number[number] for name, number in special.items()}}
+    return {
+        "tokenizer_class": owner,
+        "model_max_length": length,
+        **{name: by_number[number] for name, number in special.items()},
+    }

@@ -136,16 +136,21 @@ def gpt2_tokenizer(folder: Path, end: int | None = None) -> Reader:
 
 
 def _tokenizer(folder: Path, owner: str) -> Tokenizer:
-    """A tokenizer from tokenizer.json, or from vocab.json and merges.txt as the library reads them."""
+    """A tokenizer from tokenizer.json, or from vocab.json and merges.txt as the library reads them.
+
+    What it was last told to cut and pad to is forgotten.
+    """
     try:
         if (folder / "tokenizer.json").is_file():
-            return Tokenizer.from_file(str(folder / "tokenizer.json"))
-        made = getattr(library("transformers", "a tokenizer"), owner).from_pretrained(folder, local_files_only=True)
-        return Tokenizer.from_str(made.backend_tokenizer.to_str())
-    except ValueError:
-        raise
+            tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
+        else:
+            made = getattr(library("transformers", "a tokenizer"), owner).from_pretrained(folder, local_files_only=True)
+            tokenizer = Tokenizer.from_str(made.backend_tokenizer.to_str())
     except Exception as error:  # both libraries raise bare exceptions
         raise ModelError(f"{folder} does not hold a tokenizer ({one_line(error)}); {AGAIN}") from error
+    tokenizer.no_truncation()
+    tokenizer.no_padding()
+    return tokenizer
 
 
 def _special(folder: Path, name: str) -> str | None:
