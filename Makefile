@@ -32,7 +32,7 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 	touch $@
 
 $(VENV)/.installed-dev: $(VENV)/.installed
-	$(INSTALL) --editable '.[dev,data]'
+	$(INSTALL) --editable '.[dev,data,released]'
 	touch $@
 
 clean:

@@ -29,7 +29,7 @@ LAYERS = """
     checkpoints
     datasets
     metrics
-    modalities
+    modalities marking
     captions
     pretrained
     chains agreement

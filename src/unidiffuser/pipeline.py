@@ -147,17 +147,21 @@ class UniDiffuser:
         device: str | torch.device = "cpu",
         dtype: torch.dtype = torch.float32,
         low_memory: bool = False,
+        download: bool = False,
     ) -> Self:
-        """A saved model: the name of one in the box, or a folder.
+        """A saved model: the name of one in the box, a folder, or a repository of the Hugging Face hub ("owner/name").
 
         Args:
             device, dtype, low_memory: as for `to`.
+            download: whether a repository may be fetched; else only the hub's local cache is looked at.
 
         Raises:
             ModelError: it is missing, damaged, foreign or from a newer version.
             ValueError: there is no such device.
         """
-        loaded = cls.from_parts(native.read(box.find(model))).to(device, dtype, low_memory=low_memory)
+        loaded = cls.from_parts(native.read(box.find(model, download=download))).to(
+            device, dtype, low_memory=low_memory
+        )
         if not low_memory:
             loaded.part.wake()
         return loaded

@@ -7,7 +7,7 @@ A PNG carries it four times:
     "unidiffuser"            iTXt, JSON: the recipe, at most 64 KB
     "parameters"             the line that other tools show
     "Software"               who wrote it
-    "XML:com.adobe.xmp"      IPTC digital source type: made by a trained model
+    "XML:com.adobe.xmp"      the mark of synthetic pictures (`marking`)
 
 Read back, a recipe is what a stranger wrote: every field is checked, and no path or address in it is ever followed.
 This file knows no model; it does not sample.
@@ -27,6 +27,7 @@ import PIL.Image
 from PIL.PngImagePlugin import PngInfo
 
 from unidiffuser.codecs import Latent
+from unidiffuser.marking import mark_info
 from unidiffuser.modalities.image import open_picture
 
 FORMAT = 1
@@ -37,14 +38,6 @@ MAX_FILE = 64 * 2**20
 MAX_TEXT = 20_000
 MAX_NUMBERS = 4096
 DTYPES = ("float32", "bfloat16", "float16")
-XMP = (
-    '<?xpacket begin="" id="W5M0MpCehiHzreSzNTczkc9d"?><x:xmpmeta xmlns:x="adobe:ns:meta/"><rdf:RDF '
-    'xmlns:rdf="http://www.w3.org/1999/02/22-rdf-syntax-ns#"><rdf:Description rdf:about="" '
-    'xmlns:Iptc4xmpExt="http://iptc.org/std/Iptc4xmpExt/2008-02-29/" Iptc4xmpExt:DigitalSourceType='
-    '"http://cv.iptc.org/newscodes/digitalsourcetype/trainedAlgorithmicMedia"/></rdf:RDF></x:xmpmeta>'
-    '<?xpacket end="r"?>'
-)
-
 Picture = PIL.Image.Image
 
 
@@ -84,7 +77,7 @@ class Recipe:
     dtype: str = "float32"
     """The numbers of the large parts."""
     pixels: str = ""
-    """The `fingerprint` of the picture that carries this recipe."""
+    """The `fingerprint` of the picture that carries this recipe, before any words were drawn into it."""
 
 
 def fingerprint(picture: Picture) -> str:
@@ -137,11 +130,10 @@ def png_info(recipe: Recipe) -> PngInfo:
     text = json.dumps({"format": FORMAT, **asdict(recipe)}, ensure_ascii=False, allow_nan=False)
     if len(text.encode()) > MAX_RECIPE:
         text = json.dumps({"format": FORMAT, **asdict(_without_pictures(recipe))}, ensure_ascii=False, allow_nan=False)
-    info = PngInfo()
+    info = mark_info()
     info.add_itxt(KEY, text)
     info.add_itxt("parameters", parameters_line(recipe))
     info.add_itxt("Software", f"unidiffuser {recipe.library}")
-    info.add_itxt("XML:com.adobe.xmp", XMP)
     return info
 
 
