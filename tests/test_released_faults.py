@@ -176,7 +176,9 @@ def test_no_model_at_all(source: str, tmp_path: Path, monkeypatch: pytest.Monkey
     (tmp_path / "empty").mkdir()
     message = fail(Path(source), tmp_path / "ours")
     wanted = (
-        "allow it to be fetched (--download), or give a folder" if "/" in source else "holds no model that is known"
+        "allow it to be fetched (--download, download=True), or give a folder"
+        if "/" in source
+        else "holds no model that is known"
     )
     assert source in message and wanted in message
 
@@ -205,6 +207,7 @@ def test_convert_fails_in_one_sentence_on_the_command_line(
 ) -> None:
     folder = save_diffusers(tmp_path / "model", formats.source)
     (folder / "unet" / f"{STEM}.safetensors").write_bytes(POINTER)
+    capsys.readouterr()
     assert main(["convert", str(folder), str(tmp_path / "ours")]) == 1
     error = capsys.readouterr().err.splitlines()
     assert error[-1].startswith("unidiffuser: ") and "git lfs pull" in error[-1] and len(error) == 2

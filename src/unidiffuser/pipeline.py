@@ -426,18 +426,21 @@ class UniDiffuser:
         frames = _whole("frames", frames, 2, MAX_STEPS)
         a, b = ({s: x.to(self.device) for s, x in self.encode(**end).items()} for end in (first, second))
         fractions = [k / (frames - 1) for k in range(frames)]
-        joints = chains.interpolate(
-            self.denoiser,
-            self.process,
-            self.shapes,
-            a,
-            b,
-            of or tuple(first),
-            fractions,
-            seeds_from(seed, 1),
-            steps=_whole("steps", steps, 1, MAX_STEPS),
-            device=self.device,
-        )
+        with self.part.loaded():
+            joints = list(
+                chains.interpolate(
+                    self.denoiser,
+                    self.process,
+                    self.shapes,
+                    a,
+                    b,
+                    of or tuple(first),
+                    fractions,
+                    seeds_from(seed, 1),
+                    steps=_whole("steps", steps, 1, MAX_STEPS),
+                    device=self.device,
+                )
+            )
         values = [{name: raws[0] for name, raws in self.decode(joint).items()} for joint in joints]
         return [Sample(seed, value) for value in values]
 
@@ -457,9 +460,10 @@ class UniDiffuser:
         self.codecs.check_names((of, about))
         joint = {s: x.to(self.device) for s, x in self.encode(**given).items()}
         seeds = seeds_from(seed, batch_size(joint))
-        found = pointwise_information(
-            self.denoiser, self.process, self.shapes, joint, of, about, seeds, samples=samples
-        )
+        with self.part.loaded():
+            found = pointwise_information(
+                self.denoiser, self.process, self.shapes, joint, of, about, seeds, samples=samples
+            )
         # A grid's channels are no places: their bits are added up. So are those of the numbers of a token.
         maps = {s: bits.sum(1 if bits.ndim == 4 else -1).cpu().numpy() for s, bits in found.maps.items()}
         return [
