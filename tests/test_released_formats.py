@@ -176,6 +176,12 @@ def test_the_way_back(version: str, tmp_path: Path, request: pytest.FixtureReque
     convert.write(tmp_path / "back", parts, "diffusers")
     assert not list((tmp_path / "back").rglob("*.bin"))
     check_equal(places.model(), UniDiffuser.from_pretrained(converted(tmp_path / "back", tmp_path / "again")))
+    convert.write(tmp_path / "half", parts, "diffusers", stored="bfloat16")
+    table = load_file(tmp_path / "half" / "unet" / "diffusion_pytorch_model.safetensors")
+    assert {x.dtype for x in table.values()} == {torch.bfloat16}
+    with pytest.raises(ValueError, match="half is there already; choose another place"):
+        convert.write(tmp_path / "half", parts, "diffusers")
+    assert not list(tmp_path.glob(".*"))
 
 
 def test_the_libraries_read_what_we_export(formats: Formats, tmp_path: Path) -> None:

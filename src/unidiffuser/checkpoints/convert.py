@@ -52,11 +52,11 @@ def write(
     """Write a model in a format of `TARGETS`.
 
     Raises:
-        ValueError: an unknown format, a place that is taken, a number format that the target does not have.
+        ValueError: an unknown format, or a place that is taken.
     """
     if target not in TARGETS:
         raise ValueError(f"there is no format {target!r} to write; there are {', '.join(TARGETS)}")
     if target == "native":
         native.write(folder, parts, stored=stored, force=force)
     else:
-        diffusers.write(folder, parts)
+        diffusers.write(folder, parts, stored=native.DTYPES[stored])

@@ -7,7 +7,9 @@ model_index.json is looked at only to see that the folder is a UniDiffuser: the 
 """
 
 import json
+import os
 import re
+import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -27,7 +29,7 @@ from unidiffuser.modalities.stable_diffusion import StableDiffusion
 from unidiffuser.networks.uvit import UViT, UViTConfig
 from unidiffuser.offload import Weights
 
-INDEX = "model_index.json"
+INDEX, STEM = "model_index.json", "diffusion_pytorch_model"
 NAMES = {
     "position": "pos_embed",
     "label_position": "data_type_pos_embed_token",
@@ -90,8 +92,8 @@ def read(folder: Path) -> Pieces:
     )
 
 
-def write(folder: Path, parts: Parts) -> None:
-    """Write a model as a diffusers folder, in float32 safetensors.
+def write(folder: Path, parts: Parts, *, stored: torch.dtype = torch.float32) -> None:
+    """Write a model as a diffusers folder of safetensors, all or nothing.
 
     Raises:
         ModelError: it is no released model, or was converted without a part.
@@ -107,19 +109,41 @@ def write(folder: Path, parts: Parts) -> None:
         raise ModelError(f"{parts.name} was converted without {', '.join(lacking)}; a diffusers folder needs them all")
     if folder.exists():
         raise ValueError(f"{folder} is there already; choose another place")
+    fresh = folder.with_name(f".{folder.name}.new-{os.getpid()}")
+    try:
+        _write_networks(fresh, parts, image, text, stored)
+        _write_texts(fresh, pictures, sentences)
+        fresh.rename(folder)
+    finally:
+        shutil.rmtree(fresh, ignore_errors=True)
+
+
+def _write_networks(folder: Path, parts: Parts, image: StableDiffusion, text: ClipText, stored: torch.dtype) -> None:
+    """The five components that have weights."""
+    assert isinstance(parts.network.config, UViTConfig)
+    pictures, sentences = image.config(), text.config()
     weights = Weights.of(parts.weights or parts.network.state_dict())
     captions = {f"transformer.transformer.{n}": x for n, x in text.weights.under("decoder.").items()}
     captions["transformer.lm_head.weight"] = captions["transformer.transformer.wte.weight"]
     captions |= {n: x for n, x in text.weights.items() if n.startswith(("encode_prefix.", "decode_prefix."))}
     encoder = {f"text_model.{n}": x for n, x in text.weights.under("encoder.").items()}
-    _component(folder / "unet", configs.unet(network), _foreign(weights), "diffusion_pytorch_model")
-    _component(
-        folder / "vae", configs.vae(pictures), dict(image.weights.under("autoencoder.")), "diffusion_pytorch_model"
-    )
-    _component(folder / "text_encoder", configs.clip("text", sentences["encoder"]), encoder, "model")
     vision = configs.clip("vision", pictures["vision"])
-    _component(folder / "image_encoder", vision, dict(image.weights.under("vision.")), "model")
-    _component(folder / "text_decoder", configs.decoder(sentences), captions, "diffusion_pytorch_model")
+    components: dict[str, tuple[Mapping[str, Any], Mapping[str, Tensor], str]] = {
+        "unet": (configs.unet(parts.network.config), _foreign(weights), STEM),
+        "vae": (configs.vae(pictures), image.weights.under("autoencoder."), STEM),
+        "text_encoder": (configs.clip("text", sentences["encoder"]), encoder, "model"),
+        "image_encoder": (vision, image.weights.under("vision."), "model"),
+        "text_decoder": (configs.decoder(sentences), captions, STEM),
+    }
+    for name, (config, tensors, stem) in components.items():
+        _write_json(folder / name / "config.json", config)
+        # Each is a copy: two names of one tensor would share memory, which the format refuses.
+        table = {n: x.to(stored, copy=True).contiguous() for n, x in tensors.items()}
+        save_file(table, folder / name / f"{stem}.safetensors", metadata={"format": "pt"})
+
+
+def _write_texts(folder: Path, pictures: Mapping[str, Any], sentences: Mapping[str, Any]) -> None:
+    """Tokenizers and settings."""
     _write_tokenizer(folder / "clip_tokenizer", "CLIPTokenizer", sentences, {"pad_token": "pad"}, "encoder")
     _write_tokenizer(folder / "text_tokenizer", "GPT2Tokenizer", sentences, {"eos_token": "end"}, "decoder")
     _write_json(folder / "clip_image_processor" / "preprocessor_config.json", configs.processor(pictures))
@@ -223,12 +247,6 @@ def _prefix(folder: Path) -> Weights:
 
 def _if_there(folder: Path, read: Any) -> Any:
     return read(folder) if folder.is_dir() else None
-
-
-def _component(folder: Path, config: Mapping[str, Any], tensors: Mapping[str, Tensor], stem: str) -> None:
-    _write_json(folder / "config.json", config)
-    table = {name: x.float().clone().contiguous() for name, x in tensors.items()}
-    save_file(table, folder / f"{stem}.safetensors", metadata={"format": "pt"})
 
 
 def _write_tokenizer(
