@@ -13,7 +13,10 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, NamedTuple
 
+import numpy as np
+import PIL.Image
 import torch
+from released_model import Formats
 from torch import Tensor, nn
 
 BETA = torch.linspace(0.00085**0.5, 0.012**0.5, 1000, dtype=torch.float64) ** 2
@@ -166,3 +169,25 @@ class Original:
 def flat(*streams: Tensor) -> Tensor:
     """Streams side by side, (B, ...)."""
     return torch.cat([x.flatten(1) for x in streams], 1)
+
+
+def photo(width: int = 200, height: int = 150, seed: int = 0) -> PIL.Image.Image:
+    """A picture of soft colours."""
+    coarse = np.random.default_rng(seed).integers(0, 256, (6, 8, 3), dtype=np.uint8)
+    return PIL.Image.fromarray(coarse).resize((width, height), PIL.Image.Resampling.BICUBIC)
+
+
+def words(formats: Formats, latents: Tensor) -> list[str]:
+    """The captions that the libraries write for text latents."""
+    tokenizer = formats.source.text_tokenizer
+    rows, lengths = formats.source.text_decoder.generate_captions(latents, tokenizer.eos_token_id, "cpu")
+    cut = [row[:n].tolist() for row, n in zip(rows, lengths, strict=True)]
+    return [" ".join(tokenizer.decode([k for k in row if k != tokenizer.eos_token_id]).split()) for row in cut]
+
+
+def encoded(formats: Formats, sentence: str) -> Tensor:
+    """The text latent that the libraries make of a sentence, (1, 77, D)."""
+    source = formats.source
+    tokens = source.clip_tokenizer(sentence, padding="max_length", max_length=77, return_tensors="pt").input_ids
+    latent: Tensor = source.text_decoder.encode(source.text_encoder(tokens).last_hidden_state)
+    return latent

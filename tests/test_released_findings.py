@@ -10,8 +10,7 @@ import numpy as np
 import pytest
 import torch
 from released_model import Formats, converted, released, save_diffusers
-from released_truth import recorded
-from test_released_sampling import encoded, photo, words
+from released_truth import encoded, photo, recorded, words
 from torch import Tensor
 
 from unidiffuser import UniDiffuser

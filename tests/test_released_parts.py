@@ -8,12 +8,13 @@ import PIL.Image
 import pytest
 import torch
 from released_model import FORMATS, Formats, transformers
-from test_released_sampling import encoded, photo, words
+from released_truth import encoded, photo, words
 from torch import Tensor
 from torch.nn import functional as F
 
 from unidiffuser import UniDiffuser
 from unidiffuser.joint import noise_like
+from unidiffuser.modalities.clip_text import _Continuation
 
 TIMES = [(1.0, 0.0), (0.0, 1.0), (1.0, 1.0), (0.0, 0.0), (0.5, 0.5), (0.9604, 0.12345), (0.001, 0.7)]
 
@@ -177,6 +178,24 @@ def test_pictures_are_decoded(formats: Formats, model: UniDiffuser) -> None:
     decoded = formats.source.vae.decode(streams["image.latent"] / 0.18215).sample.clamp(-1, 1)
     ours = torch.cat([pixels_of(picture) for picture in pictures])
     assert (ours - decoded).abs().max() < 1.01 / 127.5
+
+
+def test_the_caption_decoder_with_its_cache(formats: Formats, model: UniDiffuser) -> None:
+    """Token by token, the sequences changing places, as without a cache."""
+    codec: Any = model.modalities["text"]
+    decoder = formats.source.text_decoder
+    generator = torch.Generator().manual_seed(5)
+    prefix = decoder.decode_prefix(torch.randn(3, 77, 12, generator=generator))
+    tokens = torch.randint(0, 50, (3, 5), generator=generator)
+    state, order = _Continuation.begin(codec.parts["decoder"].wake(), prefix), torch.arange(3)
+    for k in range(6):
+        whole = torch.cat([prefix, decoder.transformer.transformer.wte(tokens[:, :k])], 1)
+        wanted = decoder.transformer(inputs_embeds=whole).logits[:, -1]
+        torch.testing.assert_close(state.logits, wanted[order], rtol=1e-3, atol=1e-3)
+        if k < 5:
+            turn = torch.tensor([2, 0, 1])
+            order = order[turn]
+            state = state.take(turn).extend(tokens[order, k])
 
 
 def test_captions(formats: Formats, model: UniDiffuser) -> None:

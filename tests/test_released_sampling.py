@@ -3,11 +3,10 @@
 from typing import Any
 
 import numpy as np
-import PIL.Image
 import pytest
 import torch
 from released_model import Formats
-from released_truth import Original, flat, level, orders, recorded, solve
+from released_truth import Original, encoded, flat, level, orders, photo, recorded, solve, words
 from torch import Tensor
 
 from unidiffuser import UniDiffuser
@@ -19,11 +18,6 @@ IMAGE = ("image.latent", "image.clip")
 @pytest.fixture(scope="module")
 def model(formats: Formats) -> UniDiffuser:
     return formats.model()
-
-
-def photo(width: int = 200, height: int = 150, seed: int = 0) -> PIL.Image.Image:
-    coarse = np.random.default_rng(seed).integers(0, 256, (6, 8, 3), dtype=np.uint8)
-    return PIL.Image.fromarray(coarse).resize((width, height), PIL.Image.Resampling.BICUBIC)
 
 
 def draw(model: UniDiffuser, *names: str, steps: int = 5, **given: Any) -> Any:
@@ -49,13 +43,6 @@ def close(ours: Tensor, theirs: Tensor) -> None:
     assert float((ours.double() - theirs).abs().max() / theirs.abs().max()) < 2e-4
 
 
-def words(formats: Formats, latents: Tensor) -> list[str]:
-    tokenizer = formats.source.text_tokenizer
-    rows, lengths = formats.source.text_decoder.generate_captions(latents, tokenizer.eos_token_id, "cpu")
-    cut = [row[:n].tolist() for row, n in zip(rows, lengths, strict=True)]
-    return [" ".join(tokenizer.decode([k for k in row if k != tokenizer.eos_token_id]).split()) for row in cut]
-
-
 def pixels(formats: Formats, latents: Tensor) -> np.ndarray[Any, Any]:
     decoded = formats.source.vae.decode(latents.float() / 0.18215).sample
     return ((0.5 * (decoded + 1)).clamp(0, 1) * 255).permute(0, 2, 3, 1).numpy()
@@ -64,13 +51,6 @@ def pixels(formats: Formats, latents: Tensor) -> np.ndarray[Any, Any]:
 def check_pictures(formats: Formats, samples: Any, latents: Tensor) -> None:
     ours = np.stack([np.asarray(sample["image"]) for sample in samples]).astype(float)
     assert np.abs(ours - pixels(formats, latents)).max() < 1.0
-
-
-def encoded(formats: Formats, sentence: str) -> Tensor:
-    source = formats.source
-    tokens = source.clip_tokenizer(sentence, padding="max_length", max_length=77, return_tensors="pt").input_ids
-    latent: Tensor = source.text_decoder.encode(source.text_encoder(tokens).last_hidden_state)
-    return latent
 
 
 @pytest.mark.parametrize("steps", [1, 4, 5, 6])

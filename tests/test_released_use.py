@@ -12,8 +12,7 @@ import PIL.Image
 import pytest
 import torch
 from released_model import Formats
-from released_truth import recorded
-from test_released_sampling import photo
+from released_truth import photo, recorded
 
 from unidiffuser import UniDiffuser
 from unidiffuser.checkpoints import ModelError, hub
