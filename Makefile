@@ -28,11 +28,11 @@ test: $(VENV)/.installed-dev
 $(VENV)/.installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv --without-pip $(VENV)
 	@echo "installing (torch is large: this takes some minutes the first time)"
-	$(INSTALL) --editable .
+	$(INSTALL) --editable '.[serve]'
 	touch $@
 
 $(VENV)/.installed-dev: $(VENV)/.installed
-	$(INSTALL) --editable '.[dev,data,released]'
+	$(INSTALL) --editable '.[dev,data,released,tensorboard,serve,ray,browser,api-tests]'
 	touch $@
 
 clean:

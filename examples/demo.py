@@ -357,6 +357,7 @@ def main(argv: list[str]) -> int:
     draw_sheet(rows, subtitle).save(args.out / "sheet.png")
     (args.out / "index.html").write_text(page(rows, subtitle), encoding="utf-8")
     print(f"{args.out / 'sheet.png'}\n{args.out / 'index.html'}\n{time.monotonic() - started:.0f} seconds")
+    print(f"Now by hand: {Path(sys.executable).with_name('unidiffuser')} serve, then open http://localhost:8000")
     return 0
 
 

@@ -1,8 +1,9 @@
-"""Measure a trained model of the scenes, write its card, and put it into the package.
+"""Measure a trained model of the scenes, or a one-step student, write its card, and put it into the package.
 
     python runs/ship.py RUN/final src/unidiffuser/models/scenes [--samples 1000]
 
-The weights are stored as float16 and it is those that are measured. The report lies beside this file as scenes.json.
+The weights are stored as float16 and it is those that are measured. The report lies beside this file as scenes.json,
+or whatever the model's place is called. A student's card sets it beside the report of its teacher, if that lies there.
 """
 
 import argparse
@@ -12,11 +13,14 @@ import shutil
 import sys
 import tempfile
 from pathlib import Path
+from typing import Any
 
 from tqdm import tqdm
 
 from unidiffuser import UniDiffuser
 from unidiffuser.evaluate import evaluate_scenes, markdown
+
+Report = dict[str, Any]
 
 CARD = """---
 license: apache-2.0
@@ -51,9 +55,71 @@ autoencoder.
 {table}
 """
 
+STUDENT_CARD = """---
+license: apache-2.0
+library_name: unidiffuser
+datasets: [scenes]
+---
 
-def card(model: UniDiffuser, report: dict[str, object], samples: int) -> str:
+# {name}
+
+The one-step student of {teacher} (sha256 {sha}): every distribution of pictures and sentences in one forward a sample.
+
+    unidiffuser sample image --model {name} --text "a large red circle above a small blue square"
+
+**Training**: `runs/{name}.sh`, {steps:,} steps of {batch} rows after {warmup:,} of the critic alone; divergence
+{divergence}, {estimator} form, teacher's guidance {guidance} within
+([how](../../../../docs/one-step.md)).
+
+**Sampling** unless said otherwise: {sampling_steps} step from t = {begin}, no guidance.
+
+## Measured
+
+`unidiffuser evaluate {name} --samples {samples}` on two CPU cores.
+
+{table}
+{beside}
+"""
+
+
+def student_card(model: UniDiffuser, report: Report, samples: int) -> str:
+    """The card of a one-step student."""
+    about, training = dict(model.training), dict(model.training["training"])
+    return STUDENT_CARD.format(
+        name=model.name,
+        teacher=about["teacher"]["name"],
+        sha=about["teacher"]["sha256"][:12],
+        steps=training["steps"],
+        batch=training["batch"],
+        warmup=about["warmup"],
+        divergence=about["method"]["divergence"],
+        estimator=about["method"]["estimator"],
+        guidance=about["guidance"]["scale"],
+        sampling_steps=model.settings.steps,
+        begin=about["begin"],
+        samples=samples,
+        table=markdown(report).strip(),
+        beside=beside_teacher(report, Path(__file__).with_name(f"{about['teacher']['name']}.json")),
+    )
+
+
+def beside_teacher(report: Report, file: Path) -> str:
+    """What a student loses and gains, row by row; nothing if its teacher's report is not there."""
+    if not file.exists():
+        return ""
+    teacher = json.loads(file.read_text(encoding="utf-8"))["rows"]
+    lines = ["", "| beside its teacher | teacher | student |", "|---|---|---|"]
+    for name, row in report["rows"].items():
+        kind = next(kind for kind in ("rate", "distance", "seconds") if kind in row)
+        if name in teacher:
+            lines.append(f"| {row['what']} | {teacher[name][kind]:.3f} | {row[kind]:.3f} |")
+    return "\n".join(lines)
+
+
+def card(model: UniDiffuser, report: Report, samples: int) -> str:
     """The model card."""
+    if model.critic is not None:
+        return student_card(model, report, samples)
     training = dict(model.training)
     settings, network = training["training"], training["network"]
     image = model.modalities["image"].state()
@@ -97,7 +163,7 @@ def main() -> int:
         report = evaluate_scenes(model, args.samples, progress=follow)
     model.card = card(model, report, args.samples)
     model.save(args.place, stored="float16", force=True)
-    result = Path(__file__).with_name("scenes.json")
+    result = Path(__file__).with_name(f"{args.place.name}.json")
     fresh = result.with_suffix(f".tmp-{os.getpid()}")
     fresh.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
     shutil.move(fresh, result)

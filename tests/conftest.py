@@ -1,10 +1,14 @@
-"""What every test shares: one order of sums, hypothesis examples that repeat, converted models."""
+"""What every test shares: one order of sums, hypothesis examples that repeat, converted models, and one server."""
 
-from typing import Any
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
 
 import hypothesis
 import pytest
 import torch
+
+if TYPE_CHECKING:
+    from running_server import Server
 
 
 def pytest_configure() -> None:
@@ -27,3 +31,15 @@ def formats_v0(tmp_path_factory: pytest.TempPathFactory) -> Any:
     import released_model
 
     return released_model.formats(tmp_path_factory.mktemp("released-v0"), labels=False)
+
+
+@pytest.fixture(scope="session")
+def server(tmp_path_factory: pytest.TempPathFactory) -> "Iterator[Server]":
+    """A server of the tiny model; what a test does to it must leave it well."""
+    pytest.importorskip("fastapi", reason="the extra [serve] is not installed")
+    from running_server import running
+    from tiny_model import saved_model
+
+    folder = tmp_path_factory.mktemp("served")
+    with running(saved_model(folder / "tiny"), folder / "data") as found:
+        yield found

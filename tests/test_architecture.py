@@ -17,30 +17,35 @@ PACKAGE = Path(__file__).parents[1] / "src" / "unidiffuser"
 LAYERS = """
     __main__
     __init__ cli
+    recommend server
     presets
-    train evaluate
+    train distill evaluate text_to_3d
+    evaluation
     stages
     optimise
     training
     request
-    pipeline recipe
+    pipeline recipe sheet
     encode
     codecs
     checkpoints
     datasets
-    metrics
+    distances metrics
     modalities marking
     captions
     pretrained
-    chains agreement
+    chains agreement likelihood
     sampling
     solvers
+    teach
     guidance
-    losses
+    critic
+    losses instruct
     lora
-    mixture reuse
+    mixture reuse radiance
     denoiser
     networks
+    divergences
     offload
     process
     timesteps

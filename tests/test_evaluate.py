@@ -53,7 +53,7 @@ class Fake:
     def decode(self, joint: Joint) -> dict[str, list[Any]]:
         return {"image": [ASKED[int(i) + self.shift]["image"] for i in joint["image"][:, 0]]}
 
-    def denoiser(self, xt: Joint, t: dict[str, torch.Tensor]) -> Joint:
+    def posterior(self, xt: Joint, t: dict[str, torch.Tensor]) -> Joint:
         return xt
 
 

@@ -19,7 +19,8 @@ ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "src" / "unidiffuser"
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 README = (ROOT / "README.md").read_text()
-DISTRIBUTION_OF = {"PIL": "pillow"}  # import name -> name on PyPI, where they differ
+DISTRIBUTION_OF = {"PIL": "pillow", "prometheus_client": "prometheus-client"}  # import name -> name on PyPI
+EXTRA_OF = {"server": "serve"}  # folder whose modules may need an extra -> that extra
 
 
 def imports_at_load(node: ast.AST) -> Iterator[str]:
@@ -36,6 +37,10 @@ def imports_at_load(node: ast.AST) -> Iterator[str]:
         yield from imports_at_load(child)
 
 
+def distributions(requirements: list[str]) -> set[str]:
+    return {re.split(r"[<>=!~ \[;]", line)[0] for line in requirements}
+
+
 def run_python(*arguments: str) -> subprocess.CompletedProcess[str]:
     environment = os.environ | {"PYTHONPATH": str(ROOT / "src")}
     return subprocess.run([sys.executable, *arguments], capture_output=True, text=True, env=environment, check=False)
@@ -46,15 +51,17 @@ def fenced(language: str) -> list[str]:
 
 
 def readme_verbs() -> list[str]:
-    return sorted(set(re.findall(r"^(?:\.venv/bin/)?unidiffuser ([a-z]+)", "\n".join(fenced("sh")), flags=re.M)))
+    return sorted(set(re.findall(r"^(?:\.venv/bin/)?unidiffuser ([a-z0-9-]+)", "\n".join(fenced("sh")), flags=re.M)))
 
 
 def test_every_module_needs_only_the_required_dependencies() -> None:
-    required = {re.split(r"[<>=!~ \[;]", line)[0] for line in PROJECT["dependencies"]}
-    allowed = required | set(sys.stdlib_module_names) | {"unidiffuser"}
+    allowed = distributions(PROJECT["dependencies"]) | set(sys.stdlib_module_names) | {"unidiffuser"}
     for path in PACKAGE.rglob("*.py"):
+        extra = EXTRA_OF.get(path.relative_to(PACKAGE).parts[0])
+        more = distributions(PROJECT["optional-dependencies"][extra]) if extra else set()
         for name in imports_at_load(ast.parse(path.read_text())):
-            assert DISTRIBUTION_OF.get(name, name) in allowed, f"{path.relative_to(ROOT)} imports {name} at load"
+            found = DISTRIBUTION_OF.get(name, name)
+            assert found in allowed | more, f"{path.relative_to(ROOT)} imports {name} at load"
 
 
 def test_every_folder_of_modules_is_packaged() -> None:
@@ -121,7 +128,7 @@ def test_readme_make_targets_exist() -> None:
 
 def test_readme_tree_is_the_package() -> None:
     tree = next(block for block in fenced("text") if block.startswith("src/unidiffuser/"))
-    drawn = set(re.findall(r"^  ([a-z_]+(?:\.py|/))", tree, flags=re.M))
+    drawn = set(re.findall(r"^  ([a-z0-9_]+(?:\.py|/))", tree, flags=re.M))
     hidden = {"__init__.py", "__main__.py"}
     real = {path.name for path in PACKAGE.glob("*.py")} - hidden
     real |= {f"{path.name}/" for path in PACKAGE.iterdir() if path.is_dir() and path.name != "__pycache__"}

@@ -14,6 +14,7 @@ import signal
 import subprocess
 import sys
 import time
+import traceback
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -68,6 +69,8 @@ def forked(run: Path, made: Any) -> int:
         try:
             train(made, run)
             code = 0
+        except BaseException:
+            traceback.print_exc()
         finally:
             os._exit(code)
     return child
@@ -75,12 +78,15 @@ def forked(run: Path, made: Any) -> int:
 
 def test_kills_at_random_instants_lose_at_most_an_interval(tmp_path: Path, straight: Path) -> None:
     dice, kills, finished = random.Random(5), 0, 0
-    made = preset()
+    made, begin = preset(), time.monotonic()
+    assert os.waitpid(forked(tmp_path / "timed", made), 0)[1] == 0
+    span = time.monotonic() - begin
     while kills < KILLS:
-        run = tmp_path / f"run-{finished}"
+        run, before = tmp_path / f"run-{finished}", kills
         while True:
             child = forked(run, made)
-            deadline = time.monotonic() + dice.uniform(0.02, 1.2 if (run / "network").exists() else 3.0)
+            # Somewhere in the time that a whole run takes; more of it where a slow machine has not come to an end yet.
+            deadline = time.monotonic() + dice.uniform(0, span * (1 + (kills - before) / 8))
             gone = 0
             while time.monotonic() < deadline and not gone:
                 gone, status = os.waitpid(child, os.WNOHANG)
@@ -95,8 +101,24 @@ def test_kills_at_random_instants_lose_at_most_an_interval(tmp_path: Path, strai
             found = checkpoints.find(run / "network") if (run / "network").exists() else None
             assert max(reached, default=0) - (found[0] if found else 0) <= made.training.save_every
         assert same(run, straight)
-        assert not [p for p in run.rglob("*") if ".tmp-" in p.name or ".new-" in p.name or p.name.startswith(".")]
+        assert [p.name for p in run.rglob("*") if ".tmp-" in p.name or p.name.startswith(".")] == []
         finished += 1
+
+
+def test_what_killed_processes_left_half_written_goes_and_what_a_person_put_there_stays(
+    tmp_path: Path, straight: Path
+) -> None:
+    run = tmp_path / "run"
+    left = ["final.old-17", "final-0.9.new-17", "codecs.new-17", "preset.json-17", "network/.metrics.jsonl-17"]
+    left = [name if "/" in name else f".{name}" for name in left] + ["previews/.given.new-17"]
+    own = [".notes-17", ".final.new-draft", "network/metrics.jsonl-17", "codecs.old-17/kept"]
+    for name in [*(f"{name}/x" if name.endswith(("old-17", "new-17")) else name for name in left), *own]:
+        (run / name).parent.mkdir(parents=True, exist_ok=True)
+        (run / name).write_text("half")
+    train(preset(), run)
+    assert [name for name in left if (run / name).exists()] == []
+    assert [name for name in own if not (run / name).exists()] == []
+    assert digest(run) == digest(straight)
 
 
 def _whole_lines(path: Path) -> Iterator[str]:

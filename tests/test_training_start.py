@@ -34,7 +34,7 @@ def noisy(model: UniDiffuser, batch: int = 3) -> tuple[dict[str, Tensor], dict[s
 
 
 def test_a_grown_model_is_the_old_one_where_the_new_modality_is_ignored(trained: Path) -> None:
-    old = native.read(trained)
+    old = native.read(trained).awake()
     streams = {**old.network.config.streams, "vector": (1, 2)}
     network = warm.started(old, {"streams": streams})
     xt, t = noisy(UniDiffuser.from_parts(old))
@@ -55,7 +55,7 @@ def test_a_modality_grows_onto_a_trained_model(tmp_path: Path, trained: Path) ->
 
 
 def test_positions_of_another_grid_are_interpolated(trained: Path) -> None:
-    old = native.read(trained)
+    old = native.read(trained).awake()
     codecs = warm.codecs_of(str(trained), {"image": {"size": 16}})
     assert codecs["image"].streams == {"": (3, 16, 16)}
     streams = {"image": (3, 16, 16), "text": old.network.config.streams["text"]}
@@ -78,7 +78,7 @@ def test_data_without_a_modality_of_the_start_train_the_others(tmp_path: Path, t
 
 def test_a_start_that_does_not_fit_is_refused(tmp_path: Path, trained: Path) -> None:
     with pytest.raises(ValueError, match=r"has image, text, but the data has no text"):
-        warm.started(native.read(trained), {"streams": {"image": (3, 8, 8)}})
+        warm.started(native.read(trained).awake(), {"streams": {"image": (3, 8, 8)}})
     with pytest.raises(ModelError, match="there is no model"):
         train(preset(start="nowhere"), tmp_path / "nowhere")
     with pytest.raises(ValueError, match="say which one with --start"):
@@ -86,7 +86,7 @@ def test_a_start_that_does_not_fit_is_refused(tmp_path: Path, trained: Path) -> 
 
 
 def test_an_adapter_changes_nothing_at_first_and_its_file_makes_the_model(tmp_path: Path, trained: Path) -> None:
-    old = native.read(trained).network
+    old = native.read(trained).awake().network
     network = build(old.describe())
     network.load_state_dict(old.state_dict())
     lora.adapt(network, 2, 0.0, ("attention",))
@@ -118,7 +118,7 @@ def test_an_adapter_resumes_to_the_same_bits(tmp_path: Path, trained: Path) -> N
 
 def test_an_adapter_of_another_model_or_a_broken_file_is_refused(tmp_path: Path, trained: Path) -> None:
     other = lora.Additions({"mid_block.mlp.0": (torch.zeros(2, 7), torch.zeros(9, 2))}, 1.0)
-    network = native.read(trained).network
+    network = native.read(trained).awake().network
     with pytest.raises(ValueError, match=r"is 9 x 7, but the model's is .*another model"):
         lora.merge(network, other)
     with pytest.raises(ValueError, match="does not have"):

@@ -3,12 +3,16 @@
 from functools import cache
 from pathlib import Path
 
+import numpy as np
 import torch
 
 from unidiffuser import Settings, UniDiffuser
+from unidiffuser.codecs import Codecs
 from unidiffuser.datasets.scenes import grammar
 from unidiffuser.modalities.image import Image
+from unidiffuser.modalities.sound import Sound
 from unidiffuser.modalities.text import Text
+from unidiffuser.modalities.vector import Vector
 from unidiffuser.networks.uvit import UViT, UViTConfig
 
 SIZE, LENGTH, WIDTH = 64, 20, 8
@@ -37,6 +41,15 @@ def tiny_model(seed: int = 0) -> UniDiffuser:
         settings=Settings(steps=3),
         name="tiny",
     )
+
+
+def sounding_model() -> UniDiffuser:
+    """Sounds, numbers and sentences, with random weights."""
+    torch.manual_seed(0)
+    tones = [0.5 * np.sin(np.arange(8000) * pitch) for pitch in (0.1, 0.2, 0.4)]
+    codecs = {"sound": Sound.fit(tones), "vector": Vector.fit(np.eye(4)), "text": words()}
+    network = UViT(UViTConfig(streams=Codecs(codecs).shapes, dim=32, depth=2, heads=2))
+    return UniDiffuser(network, "cosine", "v", codecs, settings=Settings(steps=3), name="sounding")
 
 
 def saved_model(folder: Path, seed: int = 0) -> Path:

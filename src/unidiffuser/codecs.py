@@ -108,19 +108,15 @@ class Codecs:
         for name in masks:
             if name not in sampled or name not in given:
                 raise ValueError(f"a mask of {name!r} needs {name!r} both sampled and given: name it and pass a value")
-        whole: dict[str, list[Any]] = {}
         known: Known = {}
-        for name, value in given.items():
-            self.check_names([name])
-            raws = value if isinstance(value, list) else [value]
-            if len(raws) not in (1, n):
-                raise ValueError(f"{len(raws)} values of {name!r} are given for {n} samples; give one value, or {n}")
-            if name in sampled:
-                raws = [raw.raw if isinstance(raw, Latent) else raw for raw in raws]
-                known |= self._known(name, raws * (n // len(raws)), masks.get(name), seeds)
-            else:
-                whole[name] = [self._checked(name, raw) for raw in raws] * (n // len(raws))
-        return whole, known
+        for name in sampled:
+            if name in given:
+                known |= self._known(name, _rows(name, given[name], n), masks.get(name), seeds)
+        return self.whole(n, {name: value for name, value in given.items() if name not in sampled}), known
+
+    def whole(self, n: int, given: Mapping[str, Any]) -> dict[str, list[Any]]:
+        """What is given whole, one value or a list of n for each modality, checked: n of each."""
+        return {name: [self._checked(name, raw) for raw in _rows(name, value, n)] for name, value in given.items()}
 
     def _checked(self, name: str, raw: Any) -> Any:
         if not isinstance(raw, Latent):
@@ -134,9 +130,17 @@ class Codecs:
     def _known(self, name: str, raws: list[Any], mask: Any, seeds: Sequence[int]) -> Known:
         """What is known of a modality given in part."""
         codec = self[name]
-        parts = [codec.part(raw, mask) for raw in raws]
+        parts = [codec.part(raw.raw if isinstance(raw, Latent) else raw, mask) for raw in raws]
         clean = codec.encode_seeded([raw for raw, _ in parts], seeds)
         return {_full(name, s): (x, torch.stack([known[s] for _, known in parts])) for s, x in clean.items()}
+
+
+def _rows(name: str, value: Any, n: int) -> list[Any]:
+    """One value, or a list of n, as n values."""
+    raws = value if isinstance(value, list) else [value]
+    if len(raws) not in (1, n):
+        raise ValueError(f"{len(raws)} values of {name!r} are given for {n} samples; give one value, or {n}")
+    return raws * (n // len(raws))
 
 
 def _full(modality: str, stream: str) -> str:

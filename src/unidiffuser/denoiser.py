@@ -6,7 +6,7 @@ A guided denoiser, an averaged denoiser, a distilled denoiser, a closed-form den
 Denoisers. Solvers, previews and distillation know nothing else. This file knows nothing of roles or raw data.
 """
 
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from typing import Protocol
 
 import torch
@@ -51,11 +51,7 @@ class NetworkDenoiser:
         self.label, self.wanted = label, wanted
 
     def __call__(self, xt: Joint, t: dict[str, Tensor]) -> Joint:
-        output = self.predict(xt, t, self.label_for(xt))
-        return {
-            stream: self.process.x0_from(self.prediction, out.to(xt[stream]), xt[stream], t[modality_of(stream)])
-            for stream, out in output.items()
-        }
+        return clean_estimate(self.process, self.prediction, self.predict(xt, t, self.label_for(xt)), xt, t)
 
     def predict(self, xt: Joint, t: dict[str, Tensor], label: Tensor | None) -> Joint:
         """The network's raw output for the wanted streams."""
@@ -66,3 +62,10 @@ class NetworkDenoiser:
         """The label of every row, (B,)."""
         x = next(iter(xt.values()))
         return None if self.label is None else torch.full((len(x),), self.label, dtype=torch.long, device=x.device)
+
+
+def clean_estimate(
+    process: Process, prediction: Prediction, output: Joint, xt: Joint, t: Mapping[str, Tensor]
+) -> Joint:
+    """What a network's outputs stand for: the clean estimates of their streams."""
+    return {s: process.x0_from(prediction, out.to(xt[s]), xt[s], t[modality_of(s)]) for s, out in output.items()}

@@ -29,6 +29,7 @@ from PIL import Image
 from unidiffuser.agreement import use_of_others
 from unidiffuser.datasets.scenes import Scenes, facts, frequencies, grammar, oracle
 from unidiffuser.datasets.scenes.facts import Scene
+from unidiffuser.evaluation.numbers import told
 from unidiffuser.metrics import proportion, total_variation
 from unidiffuser.pipeline import Sample, UniDiffuser
 
@@ -103,7 +104,7 @@ def evaluate_scenes(
     promised: dict[str, Any] = {}
     for name, (what, bound, aim) in PROMISES.items():
         promised[name] = {"what": what, **({} if bound is None else {"bound": bound, "aim": aim}), **rows[name]}
-    return {"samples": samples, "seed": seed, "settings": run.settings, "rows": promised, "uses": _uses(run)}
+    return {"samples": samples, "seed": seed, "settings": told(run.settings), "rows": promised, "uses": _uses(run)}
 
 
 @dataclass(frozen=True)
@@ -242,7 +243,7 @@ def _uses(run: _Run) -> dict[str, dict[str, Any]]:
     pixels, captions = run.truth("test").batch(chunk)
     joint = run.model.encode(image=[Image.fromarray(picture) for picture in pixels], text=captions)
     joint = {stream: x.to(run.model.device) for stream, x in joint.items()}
-    return use_of_others(run.model.denoiser, run.model.process, joint, list(chunk))
+    return use_of_others(run.model.posterior, run.model.process, joint, list(chunk))
 
 
 def _said(sentence: str) -> Scene | None:

@@ -4,12 +4,15 @@
                      (k + z^2/2) / (n + z^2)  +-  z / (n + z^2) sqrt(k (n - k) / n + z^2 / 4),
                      inside [0, 1] and honest at 0 and n hits, where the usual +- z sqrt(p (1 - p) / n) has no width
     total_variation  how far counts are from a law, 1/2 sum_v |k_v / n - p_v|, for each kind of fact and the worst
+    separation       how well scores tell two kinds of pairs apart: the area under the ROC curve (DeLong et al. 1988)
 
-This file knows numbers only: no models, pictures or sentences.
+The distances of two samples of vectors, FID among them, are in `distances`. This file knows numbers only: no models,
+pictures or sentences.
 """
 
 import math
 from collections.abc import Iterator, Mapping
+from typing import Any
 
 import numpy as np
 
@@ -50,3 +53,22 @@ def total_variation(counts: Counts, law: Law) -> Iterator[tuple[str, float]]:
         worst = max(worst, distance)
         yield kind, distance
     yield "worst", worst
+
+
+def separation(true: Any, other: Any) -> Iterator[tuple[str, float]]:
+    """Yield the "auc", P(true > other) + P(true = other) / 2, its "error" and the two n.
+
+    The error is that of a U-statistic of two samples: the variances of each score's own rank, over n (DeLong 1988).
+
+    Args:
+        true: (N,) scores that should be high, N at least 2.
+        other: (M,) scores that should be low, M at least 2.
+    """
+    true, other = (np.asarray(scores, np.float64) for scores in (true, other))
+    if min(len(true), len(other)) < 2:
+        raise ValueError(f"telling pairs apart needs two of each kind or more, not {len(true)} and {len(other)}")
+    wins = (true[:, None] > other) + 0.5 * (true[:, None] == other)
+    yield "auc", float(wins.mean())
+    yield "error", math.sqrt(wins.mean(1).var(ddof=1) / len(true) + wins.mean(0).var(ddof=1) / len(other))
+    yield "n", len(true)
+    yield "n_other", len(other)

@@ -137,6 +137,8 @@ class _Run:
     def resume(self) -> None:
         """Load the newest whole checkpoint of the folder, if there is one."""
         self.folder.mkdir(parents=True, exist_ok=True)
+        # All moments are there from the start, so that a state has the same names whatever has had a gradient so far.
+        self.optimisers.begin()
         if self.team.first:
             checkpoints.sweep(self.folder)
         found = self.team.tell(_findable(self.folder) if self.team.first else None)
@@ -145,7 +147,6 @@ class _Run:
         if isinstance(found, str):
             raise ValueError(found)
         step, place = found
-        self.optimisers.begin()
         with torch.no_grad():
             sharded.load_into(Path(place), state_of(self.model, self.averages, self.optimisers))
         self.step = step

@@ -6,7 +6,8 @@
     model.sample("image", "text", n=16)                                # p(image, text)
 
 What is sampled is named, what is given is passed, everything else is ignored. A modality is given in part by both: its
-name, and a value with a hole (`masks={"image": mask}`, or "___" in a sentence).
+name, and a value with a hole (`masks={"image": mask}`, or "___" in a sentence). And it is varied by both and a
+looseness: the sample starts from the value noised to that timestep.
 
 Sample k of a call with seed s has the seed s + k and is the same in any batch. This file knows no solver, no timestep
 and no file format: it turns raw values into streams, hands them to `sampling`, and turns the result back.
@@ -47,8 +48,8 @@ log = logging.getLogger(__name__)
 MAX_SAMPLES = 10_000
 MAX_STEPS = 1000
 RESERVED = {
-    "n", "seed", "steps", "solver", "grid", "guidance", "label", "reuse", "size", "looseness", "masks", "batch",
-    "on_step",
+    "n", "seed", "steps", "solver", "grid", "guidance", "label", "reuse", "size", "looseness", "masks", "path",
+    "batch", "on_step", "on_link", "watch",
 }  # fmt: skip
 
 Progress = Callable[[int, int], None]
@@ -79,6 +80,22 @@ class Sample:
         return Latent(self[name], {stream: self.streams[stream] for stream in streams_of(name, self.streams)})
 
 
+@dataclass(frozen=True, kw_only=True)
+class Glimpse:
+    """What samples look like after a step, before they are done."""
+
+    rows: range
+    """Which samples of the call these are."""
+    step: int
+    """Steps taken."""
+    steps: int
+    """Steps in all."""
+    timesteps: Mapping[str, float]
+    """Modality -> the timestep it has reached."""
+    values: Callable[[int], dict[str, list[Any]]]
+    """Decodes the clean estimates of the first so many rows: sampled modality -> raw values."""
+
+
 @dataclass(frozen=True)
 class Score:
     """What one modality tells about another, in one pair."""
@@ -102,11 +119,13 @@ class UniDiffuser:
         modalities: Mapping[str, Modality[Any]],
         *,
         settings: Settings | None = None,
+        critic: Network | None = None,
         name: str = "unnamed",
         training: Mapping[str, Any] | None = None,
         card: str = "",
         digest: str = "",
         weights: Weights | None = None,
+        critic_weights: Weights | None = None,
     ) -> None:
         """
         Args:
@@ -115,9 +134,10 @@ class UniDiffuser:
             prediction: what the network's outputs stand for.
             modalities: name -> codec; a name is a keyword of `sample` and a flag of the command line.
             settings: how to sample unless told otherwise.
+            critic: of a student, whose network answers with samples: a network of its law that answers with means.
             name, training, card: what the model says of itself.
             digest: the sha256 of the files it came from.
-            weights: where the network's weights come from, if it is asleep (`offload`).
+            weights, critic_weights: where their weights come from, if they are asleep (`offload`).
 
         Raises:
             ValueError: an impossible name, an unknown process, or streams that do not fit the network.
@@ -132,6 +152,8 @@ class UniDiffuser:
         self.name, self.prediction, self.digest = name, prediction, digest
         self.codecs = Codecs(modalities)
         self.part = Offloaded(network.requires_grad_(False).eval(), weights)
+        self.critic_part = None if critic is None else Offloaded(critic.requires_grad_(False).eval(), critic_weights)
+        self._other: Denoiser | None = None
         self.process_name, self.process = process, PROCESSES[process]()
         self.settings = settings or Settings()
         self.training, self.card = dict(training or {}), card
@@ -175,23 +197,27 @@ class UniDiffuser:
             parts.prediction,
             parts.modalities,
             settings=parts.settings,
+            critic=parts.critic,
             name=parts.name,
             training=parts.training,
             card=parts.card,
             digest=parts.digest,
             weights=parts.weights,
+            critic_weights=parts.critic_weights,
         )
 
     def save(self, folder: str | Path, *, stored: native.Stored = "float32", force: bool = False) -> None:
         """Write the model to a folder, all or nothing; see `checkpoints.native.write`."""
         parts = Parts(
             name=self.name,
-            network=self.network,
+            network=self.part.module,
             weights=self.part.weights,
             process=self.process_name,
             prediction=self.prediction,
             modalities=self.modalities,
             settings=self.settings,
+            critic=None if self.critic_part is None else self.critic_part.module,
+            critic_weights=None if self.critic_part is None else self.critic_part.weights,
             training=self.training,
             card=self.card,
         )
@@ -226,7 +252,9 @@ class UniDiffuser:
         Raises:
             ValueError: there is no such device.
         """
-        self.part.place(device, dtype, keep=not low_memory)
+        for part in (self.part, self.critic_part):
+            if part is not None:
+                part.place(device, dtype, keep=not low_memory)
         for codec in self.modalities.values():
             codec.to(device, dtype, keep=not low_memory)
         return self
@@ -247,8 +275,13 @@ class UniDiffuser:
 
     @property
     def network(self) -> Network:
-        """The network."""
-        return self.part.module
+        """The network, its weights in memory."""
+        return self.part.wake()
+
+    @property
+    def critic(self) -> Network | None:
+        """A student's critic, its weights in memory."""
+        return None if self.critic_part is None else self.critic_part.wake()
 
     @property
     def modalities(self) -> dict[str, Modality[Any]]:
@@ -272,15 +305,40 @@ class UniDiffuser:
 
     @property
     def denoiser(self) -> Denoiser:
-        """The network as a Denoiser, with the model's own label."""
+        """What is asked for clean estimates: the network with the model's own label, or what `through` put there.
+
+        A student's answers with samples, not with means.
+        """
         return self._denoiser(self.settings)
 
+    def through(self, denoiser: Denoiser) -> Self:
+        """The same model, weights and all, that asks another Denoiser, one that is shared, counted or watched.
+
+        It stands for the posterior as well: a student's samples and its scores want one each.
+        """
+        other = copy(self)
+        other._other = denoiser
+        return other
+
     def _denoiser(self, settings: Settings, wanted: Collection[str] | None = None) -> Denoiser:
-        """The network as a Denoiser for one run of a solver; `wanted` are the streams that anybody asks for."""
+        """The Denoiser for one run of a solver; `wanted` are the streams that anybody asks for."""
+        if self._other is not None:
+            return self._other
         network = self.part.wake()
         if settings.reuse is not None:
             return ReusingDenoiser(settings.reuse, network, self.process, self.prediction, settings.label, wanted)
         return NetworkDenoiser(network, self.process, self.prediction, settings.label, wanted)
+
+    @property
+    def posterior(self) -> Denoiser:
+        """E[x0 | x_t] under the law of the samples: the network, or a student's critic."""
+        return self._posterior(self.settings)
+
+    def _posterior(self, settings: Settings) -> Denoiser:
+        if self._other is not None:
+            return self._other
+        network = (self.critic_part or self.part).wake()
+        return NetworkDenoiser(network, self.process, self.prediction, settings.label)
 
     def sample(
         self,
@@ -295,8 +353,10 @@ class UniDiffuser:
         size: tuple[int, int] | None = None,
         looseness: Mapping[str, float] | None = None,
         masks: Mapping[str, Any] | None = None,
+        path: Mapping[str, Sequence[float]] | None = None,
         batch: int = 16,
         on_step: Progress | None = None,
+        watch: Callable[[Glimpse], None] | None = None,
         **given: Any,
     ) -> list[Sample]:
         """Draw samples of the named modalities given the values of others; all else is ignored.
@@ -310,10 +370,13 @@ class UniDiffuser:
             label: the global label, for models that have one.
             reuse: take the output of the inner blocks from earlier evaluations: faster, and not exact (`reuse`).
             size: (width, height) of the pictures in pixels, for models that can make more than one.
-            looseness: given modality -> the timestep it is held at; 0 (absent) exactly, 1 not at all.
+            looseness: given modality -> the timestep it is held at; 0 (absent) exactly, 1 not at all. Of one that is
+                both sampled and given: the timestep its sample starts from, above 0; the lower, the nearer it stays.
             masks: modality that is both sampled and given -> where it is to be made (see its codec's `mask`).
+            path: sampled modality -> its own steps + 1 timesteps; see `sampling.sample`.
             batch: samples drawn at a time; no effect on them.
             on_step: progress.
+            watch: called with a `Glimpse` after every step; it may raise to cancel.
             given: modality -> one raw value for all samples, or a list of n. A value that was sampled may be given by
                 its latents (`Sample.latent`).
 
@@ -327,16 +390,24 @@ class UniDiffuser:
         batch = _whole("batch", batch, 1, MAX_SAMPLES)
         seeds = seeds_from(seed, n)
         model = self if size is None else self.resized(*size)
+        looseness = dict(looseness or {})
+        near = {name: float(looseness.pop(name)) for name in names if name in given and name in looseness}
+        if both := [name for name in near if name in (masks or {})]:
+            raise ValueError(f"{both[0]!r} has a mask and a looseness; give one of the two")
+        origin = model.codecs.whole(n, {name: given.pop(name) for name in near})
         values, known = model.codecs.given(names, n, given, masks or {}, seeds)
         roles = assign_roles(self.modalities, names, values, looseness)
         settings = self.choose(steps, solver, guidance, label, reuse)
-        plan = _Plan(roles=roles, settings=settings, given=values, known=known)
+        plan = _Plan(
+            roles=roles, settings=settings, given=values, known=known, origin=origin, near=near, path=dict(path or {})
+        )
         samples: list[Sample] = []
         for start in range(0, n, batch):
             rows = slice(start, min(start + batch, n))
             done, total = start // batch, -(-n // batch)
-            streams = model.codecs.encode({name: raws[rows] for name, raws in values.items()}, seeds[rows])
-            joint = model._draw(plan, streams, seeds[rows], rows, _counting(on_step, settings.steps, done, total))
+            counted = _counting(on_step, settings.steps, done, total)
+            follow = _following(counted, watch and model._watched(watch, range(rows.start, rows.stop)))
+            joint = model._draw(plan, seeds[rows], rows, follow)
             samples += model._samples(plan, joint, seeds[rows], rows)
         return samples
 
@@ -364,7 +435,13 @@ class UniDiffuser:
         return replace(own, steps=steps, solver=solver, guidance=guidance, label=label, reuse=reuse or own.reuse)
 
     def chain(
-        self, *names: str, n: int = 1, seed: int | None = None, on_step: Progress | None = None, **options: Any
+        self,
+        *names: str,
+        n: int = 1,
+        seed: int | None = None,
+        on_step: Progress | None = None,
+        on_link: Callable[[int, list[Sample]], None] | None = None,
+        **options: Any,
     ) -> list[list[Sample]]:
         """Samples fed back as givens: names[0] is given, or sampled alone; each next is sampled given the one before.
 
@@ -375,6 +452,7 @@ class UniDiffuser:
             n: how many chains.
             seed: of the first chain; chain k has seed + k. Every link has a seed of its own made from it.
             on_step: progress.
+            on_link: called with (link, its n samples) as soon as a link is drawn.
             options: as for `sample`; what else is given stays given at every link.
 
         Returns:
@@ -400,6 +478,8 @@ class UniDiffuser:
             links.append(self.sample(name, n=n, seed=link_seeds, on_step=counted, **given))
             lossy = self.modalities[name].lossy
             value = [sample.latent(name) if lossy else sample[name] for sample in links[-1]]
+            if on_link:
+                on_link(len(links) - 1, links[-1])
         return [list(chain) for chain in zip(*links, strict=True)]
 
     def interpolate(
@@ -426,10 +506,10 @@ class UniDiffuser:
         frames = _whole("frames", frames, 2, MAX_STEPS)
         a, b = ({s: x.to(self.device) for s, x in self.encode(**end).items()} for end in (first, second))
         fractions = [k / (frames - 1) for k in range(frames)]
-        with self.part.loaded():
+        with (self.critic_part or self.part).loaded():
             joints = list(
                 chains.interpolate(
-                    self.denoiser,
+                    self.posterior,
                     self.process,
                     self.shapes,
                     a,
@@ -444,7 +524,9 @@ class UniDiffuser:
         values = [{name: raws[0] for name, raws in self.decode(joint).items()} for joint in joints]
         return [Sample(seed, value) for value in values]
 
-    def score(self, of: str, about: str, *, samples: int = 64, seed: int = 0, **given: Any) -> list[Score]:
+    def score(
+        self, of: str, about: str, *, samples: int = 64, seed: int = 0, batch: int = 64, **given: Any
+    ) -> list[Score]:
         """How many bits one given modality tells about another, by the model's own belief; see `agreement`.
 
         Args:
@@ -452,6 +534,7 @@ class UniDiffuser:
             about: the one that explains it.
             samples: noise draws, 2 or more; the error falls with their root.
             seed: of the first pair.
+            batch: noise draws in one forward; it changes no draw.
             given: both modalities, each one raw value or a list of B.
 
         Returns:
@@ -460,9 +543,9 @@ class UniDiffuser:
         self.codecs.check_names((of, about))
         joint = {s: x.to(self.device) for s, x in self.encode(**given).items()}
         seeds = seeds_from(seed, batch_size(joint))
-        with self.part.loaded():
+        with (self.critic_part or self.part).loaded():
             found = pointwise_information(
-                self.denoiser, self.process, self.shapes, joint, of, about, seeds, samples=samples
+                self.posterior, self.process, self.shapes, joint, of, about, seeds, samples=samples, batch=batch
             )
         # A grid's channels are no places: their bits are added up. So are those of the numbers of a token.
         maps = {s: bits.sum(1 if bits.ndim == 4 else -1).cpu().numpy() for s, bits in found.maps.items()}
@@ -497,12 +580,15 @@ class UniDiffuser:
         sampling.check_streams("the joint", joint, list(self.shapes), self.shapes, batch)
         xt = {stream: joint[stream].to(self.device, torch.float32) for stream in self.shapes}
         t = self._checked_timesteps(batch, timesteps)
-        with self.part.loaded():
-            x0 = self._denoiser(self.choose(label=label))(xt, t)
+        part = self.critic_part or self.part
+        with part.loaded():
+            x0 = self._posterior(self.choose(label=label))(xt, t)
         return {s: self.process.eps_from_x0(x0[s], x, t[modality_of(s)]) for s, x in xt.items()}
 
-    def _draw(self, plan: "_Plan", given: Joint, seeds: Sequence[int], rows: slice, on_step: OnStep | None) -> Joint:
-        """The streams of one batch, from the streams of what is given."""
+    def _draw(self, plan: "_Plan", seeds: Sequence[int], rows: slice, on_step: OnStep | None) -> Joint:
+        """The streams of one batch."""
+        given = self.codecs.encode({name: raws[rows] for name, raws in plan.given.items()}, seeds)
+        origin = self.codecs.encode({name: raws[rows] for name, raws in plan.origin.items()}, seeds)
         known = {stream: (x[rows], mask[rows]) for stream, (x, mask) in plan.known.items()}
         settings = plan.settings
         against_empty = settings.guidance.against == "empty"
@@ -522,11 +608,31 @@ class UniDiffuser:
                 solver=settings.solver,
                 steps=settings.steps,
                 grid=settings.grid,
+                begin=settings.begin,
                 end=settings.end,
+                path=plan.path,
+                origin=origin,
+                near=plan.near,
                 fresh_noise=settings.fresh_noise,
                 device=self.device,
                 on_step=on_step,
             )
+
+    def _watched(self, watch: Callable[[Glimpse], None], rows: range) -> OnStep:
+        """Show each step of one batch."""
+
+        def show(step: sampling.Step) -> None:
+            watch(
+                Glimpse(
+                    rows=rows,
+                    step=step.index + 1,
+                    steps=step.steps,
+                    timesteps=step.timesteps,
+                    values=lambda rows: self.decode({s: x[:rows] for s, x in step.x0.items()}),
+                )
+            )
+
+        return show
 
     def _samples(self, plan: "_Plan", joint: Joint, seeds: list[int], rows: slice) -> list[Sample]:
         """Raw values of one batch: what was given as it was given, what was sampled decoded."""
@@ -564,6 +670,9 @@ class _Plan:
     settings: Settings
     given: Mapping[str, list[Any]]
     known: Known
+    origin: Mapping[str, list[Any]]
+    near: Mapping[str, float]
+    path: Mapping[str, Sequence[float]]
 
 
 def seeds_from(seed: int | Sequence[int] | None, n: int) -> list[int]:
@@ -598,3 +707,14 @@ def _counting(on_step: Progress | None, steps: int, done: int, total: int) -> On
     if on_step is None:
         return None
     return lambda step: on_step(steps * done + step.index + 1, steps * total)
+
+
+def _following(*followers: OnStep | None) -> OnStep | None:
+    """All of them, one after another."""
+    present = [follower for follower in followers if follower]
+
+    def follow(step: sampling.Step) -> None:
+        for follower in present:
+            follower(step)
+
+    return follow if present else None

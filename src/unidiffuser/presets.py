@@ -5,6 +5,7 @@ from dataclasses import asdict
 
 from unidiffuser.checkpoints import Settings
 from unidiffuser.datasets.scenes import Scenes
+from unidiffuser.distill import Distillation
 from unidiffuser.guidance import Guidance
 from unidiffuser.networks.autoencoder import AutoEncoderConfig
 from unidiffuser.training.preset import OptimiserSettings, Preset
@@ -53,6 +54,28 @@ def scenes() -> Preset:
             log_every=100,
         ),
         settings=Settings(steps=25, solver="dpmpp_2m", grid="uniform", guidance=Guidance(scale=1.0)),
+    )
+
+
+def student(steps: int = 4000) -> Distillation:
+    """A one-step student of any teacher, in so many steps of the optimiser."""
+    if steps < 1:
+        raise ValueError(f"a student is taught in 1 step of the optimiser or more, not in {steps}")
+    return Distillation(
+        warmup=min(500, steps // 4),
+        training=OptimiserSettings(
+            steps=steps,
+            batch=40,
+            lr=1e-4,
+            betas=(0.0, 0.999),
+            warmup=min(100, max(steps // 20, 1)),
+            cooldown=0.25,
+            weight_decay=0.0,
+            ema=float(f"{1 - 1 / min(max(steps / 10, 10), 2000):.4g}"),
+            save_every=min(500, max(steps // 10, 1)),
+            log_every=min(50, max(steps // 20, 1)),
+        ),
+        preview_every=max(steps // 8, 1),
     )
 
 

@@ -67,7 +67,9 @@ class Recipe:
     guidance: Mapping[str, Any] = field(default_factory=dict)
     """The fields of `guidance.Guidance`."""
     looseness: Mapping[str, float] = field(default_factory=dict)
-    """Given modality -> the timestep it was held at."""
+    """Given modality -> the timestep it was held at, or from which its sample started."""
+    path: Mapping[str, list[float]] = field(default_factory=dict)
+    """Sampled modality -> its own timesteps."""
     label: int = 0
     """The global label, for models that have one."""
     size: tuple[int, ...] = ()
@@ -166,7 +168,7 @@ def read_recipe(path: str | Path) -> Recipe:
     if not isinstance(text, str):
         raise ValueError(f"{path} carries no recipe; only pictures written by unidiffuser without --no-metadata do")
     try:
-        return _recipe_from(text)
+        return recipe_from(text)
     except (ValueError, RecursionError) as error:
         raise ValueError(f"the recipe in {path} cannot be used: {error}") from error
 
@@ -178,7 +180,7 @@ def _without_pictures(recipe: Recipe) -> Recipe:
     return Recipe(**values)
 
 
-def _recipe_from(text: str) -> Recipe:
+def recipe_from(text: str) -> Recipe:
     """The recipe in a hostile JSON text; ValueError names the first field that is wrong."""
     if len(text.encode(errors="replace")) > MAX_RECIPE:
         raise ValueError(f"it is longer than {MAX_RECIPE} bytes")
@@ -245,6 +247,13 @@ def _are_numbers(value: Any) -> bool:
     )
 
 
+def _are_paths(value: Any) -> bool:
+    paths = value.values() if isinstance(value, dict) and len(value) <= 100 else [None]
+    return all(isinstance(path, list) and len(path) <= 1001 and all(map(_is_number, path)) for path in paths) and all(
+        map(_is_word, value)
+    )
+
+
 def _is_guidance(value: Any) -> bool:
     match value:
         case {"scale": scale, "interval": [low, high], "against": against, **rest}:
@@ -272,6 +281,7 @@ CHECKS = {
     "solver": _is_word,
     "guidance": _is_guidance,
     "looseness": _are_numbers,
+    "path": _are_paths,
     "label": _is_whole,
     "size": lambda value: isinstance(value, list) and len(value) in (0, 2) and all(map(_is_whole, value)),
     "reuse": _is_reuse,

@@ -4,13 +4,13 @@ It turns a recipe back into the call that made it, and writes the recipe of each
 flags or files.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 from unidiffuser.codecs import Latent
 from unidiffuser.guidance import Guidance
-from unidiffuser.pipeline import Progress, Sample, Scale, UniDiffuser
+from unidiffuser.pipeline import Glimpse, Progress, Sample, Scale, UniDiffuser
 from unidiffuser.recipe import Recipe, fingerprint, given_entry, given_value
 from unidiffuser.reuse import Reuse
 
@@ -37,6 +37,8 @@ class Request:
     """Given modality -> the timestep it is held at."""
     masks: Mapping[str, Any] = field(default_factory=dict)
     """Modality given in part -> where it is to be made."""
+    path: Mapping[str, Sequence[float]] = field(default_factory=dict)
+    """Sampled modality -> its own timesteps."""
     label: int | None = None
     """The global label; the model's own if absent."""
     reuse: Reuse | None = None
@@ -44,7 +46,12 @@ class Request:
     size: tuple[int, int] | None = None
     """Width and height of the pictures; the model's own if absent."""
 
-    def draw(self, model: UniDiffuser, on_step: Progress | None = None) -> list[Sample]:
+    def draw(
+        self,
+        model: UniDiffuser,
+        on_step: Progress | None = None,
+        watch: Callable[[Glimpse], None] | None = None,
+    ) -> list[Sample]:
         """The samples."""
         return model.sample(
             *self.names,
@@ -58,11 +65,18 @@ class Request:
             size=self.size,
             looseness=self.looseness,
             masks=self.masks,
+            path=self.path,
             on_step=on_step,
+            watch=watch,
             **self.given,
         )
 
-    def draw_chain(self, model: UniDiffuser, on_step: Progress | None = None) -> list[list[Sample]]:
+    def draw_chain(
+        self,
+        model: UniDiffuser,
+        on_step: Progress | None = None,
+        on_link: Callable[[int, list[Sample]], None] | None = None,
+    ) -> list[list[Sample]]:
         """The chains through the named modalities; see `UniDiffuser.chain`."""
         return model.chain(
             *self.names,
@@ -75,6 +89,7 @@ class Request:
             reuse=self.reuse,
             size=self.size,
             on_step=on_step,
+            on_link=on_link,
             **self.given,
         )
 
@@ -105,6 +120,7 @@ class Request:
             solver=settings.solver,
             guidance={**asdict(settings.guidance), "interval": list(settings.guidance.interval)},
             looseness=dict(self.looseness),
+            path={name: list(values) for name, values in self.path.items()},
             label=settings.label,
             size=self.size or (),
             reuse=asdict(settings.reuse) if settings.reuse else {},
@@ -134,6 +150,7 @@ def request_of(recipe: Recipe, instead: Mapping[str, Any] | None = None) -> Requ
         guidance=guidance_of(recipe),
         looseness=recipe.looseness,
         masks={name: given_value(name, entry) for name, entry in recipe.masks.items()},
+        path=recipe.path,
         label=recipe.label,
         reuse=Reuse(**recipe.reuse) if recipe.reuse else None,
         size=(recipe.size[0], recipe.size[1]) if recipe.size else None,

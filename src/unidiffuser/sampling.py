@@ -4,6 +4,9 @@ Which distribution is sampled is only a matter of timesteps: those of the sample
 along a grid (or a path of their own), those of the held ones stay. A given modality held at t = 0 is clean; held at
 0 < t < 1 it is noised once, and the sample is a true draw of p(x | y_t). An ignored one is noise at t = 1.
 
+A sampled modality may start near a value instead of from noise: the value noised to a timestep below 1, from where it
+runs down to 0 (SDEdit, Meng et al. 2022). The later it starts, the nearer it stays.
+
 A sampled modality may be known in part (infilling): before every step the known part is replaced by its noised truth,
 and `resample` more rounds of noising back and stepping again let the rest come to agree with it (RePaint, Lugmayr et
 al. 2022). Replacement alone does not draw from the conditional law; the rounds bring it close (docs/sampling.md).
@@ -101,8 +104,11 @@ def sample(
     solver: str = "dpmpp_2m",
     steps: int = 25,
     grid: str = "uniform",
+    begin: float = 1.0,
     end: float = 0.0,
     path: Mapping[str, Sequence[float]] | None = None,
+    origin: Joint | None = None,
+    near: Mapping[str, float] | None = None,
     start: Joint | None = None,
     fresh_noise: bool = False,
     resample: int = 4,
@@ -125,9 +131,12 @@ def sample(
         solver: a name in `solvers.SOLVERS`.
         steps: number of steps, 1 to 1000.
         grid: a name in `GRIDS`.
+        begin: the timestep of the start, which is noise alone; below 1 it is sigma(begin) eps, what a student expects.
         end: the timestep at which sampling stops; at 0 the result is the last clean estimate.
-        path: sampled modality -> its own steps + 1 timesteps from 1 down to `end`; the grid where absent. Image first
-            and then text is {"image": [1, ..., 0, 0, ..., 0], "text": [1, 1, ..., 1, ..., 0]}.
+        path: sampled modality -> its own steps + 1 timesteps from `begin` (or `near`) down to `end`; the grid where
+            absent. Image first and then text is {"image": [1, ..., 0, 0, ..., 0], "text": [1, 1, ..., 1, ..., 0]}.
+        origin: the clean streams, (B, ...), of the sampled modalities in `near`.
+        near: sampled modality -> the timestep, above `end`, to which its origin is noised and at which it starts.
         start: noise (B, ...) to start all sampled streams from, instead of the seeds' own.
         fresh_noise: draw the noise of ignored modalities anew at each evaluation, and guide where only that noise can
             make a difference, as the released sampler does.
@@ -150,9 +159,12 @@ def sample(
     _check_known(known, setting)
     _check_count("resample", resample, 0, MAX_RESAMPLE)
     step = _solver(solver).step
-    timesteps = _timesteps(roles, time_grid(process, steps, grid, 1.0, end), path)
+    near = dict(near or {})
+    _check_origin(origin or {}, near, setting)
+    timesteps = {m: time_grid(process, steps, grid, near.get(m, begin), end) for m in roles.sampled}
+    timesteps |= _paths(timesteps, path or {})
     flow = setting.flow(timesteps)
-    x = flow.noise("start") if start is None else setting.place("start", start)
+    x = _beginning(flow, begin, origin or {}) if start is None else setting.place("start", start)
     parts = {s: (x0.to(device, dtype), mask.to(device)) for s, (x0, mask) in known.items()}
 
     def amend(x: Joint, node: int, turn: int) -> Joint:
@@ -297,6 +309,17 @@ class _Setting:
         return Flow(evaluate, levels, lambda purpose: self.noise(self.wanted, purpose), steps)
 
 
+def _beginning(flow: Flow, begin: float, origin: Joint) -> Joint:
+    """Noise as strong as at the first node; at t = 1 it has unit variance, even where the process ends just short.
+
+    What has an origin starts from that, noised.
+    """
+    noise = flow.noise("start")
+    levels = {s: flow.levels[modality_of(s)] for s in noise}
+    near = {s: levels[s].noised(x0.to(noise[s]), noise[s], 0) for s, x0 in origin.items()}
+    return (noise if begin == 1 else {s: levels[s].sigma[0] * eps for s, eps in noise.items()}) | near
+
+
 def _check_count(what: str, value: int, low: int, high: int) -> None:
     if isinstance(value, bool) or not isinstance(value, int) or not low <= value <= high:
         raise ValueError(f"{what} must be a whole number from {low} to {high}, not {value!r}")
@@ -308,17 +331,16 @@ def _solver(name: str) -> Solver:
     return SOLVERS[name]
 
 
-def _timesteps(roles: Roles, nodes: Tensor, path: Mapping[str, Sequence[float]] | None) -> dict[str, Tensor]:
-    """The nodes of every sampled modality: its path, or the grid's."""
-    timesteps = dict.fromkeys(roles.sampled, nodes)
-    for m, values in (path or {}).items():
-        if m not in roles.sampled:
-            raise ValueError(f"a path is for what is sampled ({', '.join(roles.sampled)}), not for {m!r}")
-        t = torch.as_tensor(values, dtype=torch.float64)
+def _paths(grids: Mapping[str, Tensor], path: Mapping[str, Sequence[float]]) -> dict[str, Tensor]:
+    """The nodes (steps + 1,) of every sampled modality that has a path of its own."""
+    timesteps = {}
+    for m, values in path.items():
+        if m not in grids:
+            raise ValueError(f"a path is for what is sampled ({', '.join(grids)}), not for {m!r}")
+        t, nodes = torch.as_tensor(values, dtype=torch.float64), grids[m]
         if t.shape != nodes.shape or t[0] != nodes[0] or t[-1] != nodes[-1] or not bool((t.diff() <= 0).all()):
-            raise ValueError(
-                f"the path of {m!r} must be {len(nodes)} timesteps that fall or rest, from 1 to {nodes[-1]:g}"
-            )
+            ends = f"from {nodes[0]:g} to {nodes[-1]:g}"
+            raise ValueError(f"the path of {m!r} must be {len(nodes)} timesteps that fall or rest, {ends}")
         timesteps[m] = t
     return timesteps
 
@@ -334,6 +356,18 @@ def check_streams(what: str, joint: Joint, wanted: Sequence[str], shapes: Shapes
             raise ValueError(f"{what} {stream!r} must have the shape {shape}, not {tuple(x.shape)}")
         if not x.is_floating_point() or not bool(x.isfinite().all()):
             raise ValueError(f"{what} {stream!r} must hold finite floating-point numbers")
+
+
+def _check_origin(origin: Joint, near: Mapping[str, float], setting: _Setting) -> None:
+    for m, t in near.items():
+        if m not in setting.roles.sampled:
+            raise ValueError(
+                f"only what is sampled ({', '.join(setting.roles.sampled)}) can begin near a value, not {m!r}"
+            )
+        if not 0 < t <= 1:
+            raise ValueError(f"{m!r} must begin at a timestep above 0 and at most 1, not {t}")
+    wanted = [s for s in setting.shapes if modality_of(s) in near]
+    check_streams("the origin", origin, wanted, setting.shapes, len(setting.seeds))
 
 
 def _check_known(known: Known, setting: _Setting) -> None:

@@ -298,13 +298,27 @@ def _reverse_sde(flow: Flow, state: State, order: int) -> State:
     return _next(state, flow.update(state.x, rule), Point(state.x, x0))
 
 
+def renoise(flow: Flow, state: State) -> State:
+    """x_{i+1} = alpha D_i + sigma * fresh noise, for a Denoiser that answers with samples: a student's.
+
+    If D_i has the law of the data then so has the clean part of x_{i+1}, at every node. A Denoiser that answers with
+    means loses spread at every step: with it this solver is of order 0.
+    """
+    i, x0 = state.node, flow.evaluate(state.x, state.node)
+    last = all(v.sigma[i + 1] == 0 for v in flow.levels.values())
+    noise = state.x if last else flow.noise(f"step/{i}")
+    x = flow.update(state.x, lambda s, v: state.x[s] if v.rests(i) else v.noised(x0[s], noise[s], i + 1))
+    return _next(state, x, Point(state.x, x0))
+
+
 @dataclass(frozen=True, kw_only=True)
 class Solver:
     """A row of the table: a step and what it promises."""
 
     step: Callable[[Flow, State], State]
     order: int
-    """The error falls as steps^-order: of every sample where deterministic, of the law where stochastic."""
+    """The error falls as steps^-order: of every sample where deterministic, of the law where stochastic; 0: not at all,
+    the solver is for Denoisers that answer with samples."""
     evaluations: int = 1
     """Evaluations of the Denoiser a step."""
     stochastic: bool = False
@@ -320,6 +334,7 @@ SOLVERS: dict[str, Solver] = {
     "unipc": Solver(step=unipc, order=3),
     "ancestral": Solver(step=ancestral, order=1, stochastic=True),
     "sde_dpmpp_2m": Solver(step=sde_dpmpp_2m, order=2, stochastic=True),
+    "renoise": Solver(step=renoise, order=0, stochastic=True),
 }
 """Every solver by name. Euler's method is "ddim": for a Denoiser the two are the same."""
 

@@ -94,7 +94,7 @@ def _carry_out(preset: Preset, run: Path, team: Team, progress: Progress | None)
         else:
             time.sleep(1)  # an autoencoder may take hours, longer than processes wait for one another
         modalities = codecs.read(run / "codecs")
-    start = native.read(box.find(preset.start)) if preset.start else None
+    start = native.read(box.find(preset.start)).awake() if preset.start else None
     torch.manual_seed(preset.training.seed)
     description: dict[str, Any] = {**preset.network, "streams": Codecs(modalities).shapes}
     network = warm.started(start, description) if start else build(description)

@@ -5,13 +5,13 @@ knows files and hashes; it does not know how a sample is made.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from unidiffuser.guidance import Guidance
 from unidiffuser.modalities import Modality
 from unidiffuser.networks import Network
-from unidiffuser.offload import Weights
+from unidiffuser.offload import Offloaded, Weights
 from unidiffuser.process import Prediction
 from unidiffuser.reuse import Reuse
 
@@ -30,6 +30,8 @@ class Settings:
     """A row of `solvers.SOLVERS`."""
     grid: str = "uniform"
     """A row of `sampling.GRIDS`."""
+    begin: float = 1.0
+    """The timestep at which sampling starts."""
     end: float = 0.0
     """The timestep at which sampling stops."""
     guidance: Guidance = field(default_factory=Guidance)
@@ -56,6 +58,8 @@ class Parts:
     """What the network's outputs stand for."""
     modalities: Mapping[str, Modality[Any]]
     """Name -> codec, in the order in which they are shown."""
+    critic: Network | None = None
+    """Of a student, whose network answers with samples: a network like it that answers with means."""
     settings: Settings = field(default_factory=Settings)
     """How it is sampled unless the user says otherwise."""
     training: Mapping[str, Any] = field(default_factory=dict)
@@ -64,5 +68,13 @@ class Parts:
     """The model card, Markdown."""
     weights: Weights | None = None
     """Where the weights of a network that is asleep come from."""
+    critic_weights: Weights | None = None
+    """The same of the critic."""
     digest: str = ""
     """sha256 that names the model in recipes; empty for a model that is no file yet."""
+
+    def awake(self) -> "Parts":
+        """The same with the weights of its networks in memory: what training begins from."""
+        network = Offloaded(self.network, self.weights).wake()
+        critic = None if self.critic is None else Offloaded(self.critic, self.critic_weights).wake()
+        return replace(self, network=network, weights=None, critic=critic, critic_weights=None)

@@ -1,7 +1,8 @@
 """The native format: a folder of four files, none of which can run anything.
 
-    config.json         format version, name, network, process, prediction, modalities, settings, training
-    model.safetensors   tensors "network.<name>" and "modalities.<modality>.<name>", in float32, float16 or bfloat16
+    config.json         format version, name, network, process, prediction, modalities, settings, training (and critic)
+    model.safetensors   tensors "network.<name>", "modalities.<modality>.<name>" (and "critic.<name>", of a student), in
+                        float32, float16 or bfloat16
     README.md           the model card, for people; free to be edited
     checksums.json      sha256 of the first two
 
@@ -44,6 +45,8 @@ from unidiffuser.reuse import Reuse
 
 FORMAT = 1
 CONFIG, WEIGHTS, CARD, CHECKSUMS = "config.json", "model.safetensors", "README.md", "checksums.json"
+NETWORKS = ("network", "critic")
+"""What a model's networks are called in its config and in the names of its tensors; a critic only students have."""
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 PICKLES = {".pt", ".pth", ".ckpt", ".bin", ".pkl", ".pickle"}
 
@@ -91,8 +94,12 @@ def write(folder: str | Path, parts: Parts, *, stored: Stored = "float32", force
         shutil.rmtree(fresh, ignore_errors=True)
 
 
-def read(folder: str | Path) -> Parts:
+def read(folder: str | Path, *, own: bool = False) -> Parts:
     """The model in a folder, its network asleep: weights are read, and seen to be finite, when they are used.
+
+    Args:
+        folder: the folder.
+        own: copy what is read, so that a file that is overwritten later changes nothing; else the file is mapped.
 
     Raises:
         ModelError: anything that is missing, damaged, foreign, from a newer version, or absurdly large.
@@ -103,9 +110,9 @@ def read(folder: str | Path) -> Parts:
     sums = _check_sums(folder)
     header = read_header(folder / WEIGHTS)
     with naming(folder / CONFIG):
-        network = _empty_network(config["network"], header)
-    _compare(folder / WEIGHTS, network, config["modalities"], header)
-    weights = _weights(folder / WEIGHTS, header)
+        found = {name: _empty_network(config[name], header) for name in NETWORKS if name in config}
+    _compare(folder / WEIGHTS, found, config["modalities"], header)
+    weights = _weights(folder / WEIGHTS, header, own)
     with naming(folder / CONFIG):
         codecs = {
             name: modalities.find(entry["kind"]).restore(entry["config"], weights.under(f"modalities.{name}."))
@@ -115,8 +122,10 @@ def read(folder: str | Path) -> Parts:
     card = (folder / CARD).read_text(encoding="utf-8", errors="replace") if (folder / CARD).is_file() else ""
     return Parts(
         name=config["name"],
-        network=network,
+        network=found["network"],
         weights=weights.under("network."),
+        critic=found.get("critic"),
+        critic_weights=weights.under("critic.") if "critic" in found else None,
         process=config["process"],
         prediction=config["prediction"],
         modalities=codecs,
@@ -162,12 +171,16 @@ def _config(parts: Parts) -> dict[str, Any]:
         "modalities": {name: {"kind": m.kind, "config": m.config()} for name, m in parts.modalities.items()},
         "settings": dataclasses.asdict(parts.settings),
         "training": dict(parts.training),
+        **({} if parts.critic is None else {"critic": parts.critic.describe()}),
     }
 
 
 def _tensors(parts: Parts) -> dict[str, Tensor]:
     weights = parts.weights or parts.network.state_dict()
     tensors = {f"network.{name}": x for name, x in weights.items()}
+    if parts.critic is not None:
+        weights = parts.critic_weights or parts.critic.state_dict()
+        tensors |= {f"critic.{name}": x for name, x in weights.items()}
     for modality, codec in parts.modalities.items():
         tensors |= {f"modalities.{modality}.{name}": x for name, x in codec.state().items()}
     return tensors
@@ -224,6 +237,7 @@ def _read_config(path: Path) -> dict[str, Any]:
         raise ModelError(f"{path} is not a unidiffuser config: format is {version!r} and must be {FORMAT}; {AGAIN}")
     wanted = {"format": int, "name": str, "network": dict, "process": str, "prediction": str}
     wanted |= {"modalities": dict, "settings": dict, "training": dict}
+    wanted |= {"critic": dict} if "critic" in config else {}
     missing, unknown = sorted(wanted.keys() - config.keys()), sorted(config.keys() - wanted.keys())
     if missing or unknown:
         raise ModelError(f"{path} has the wrong keys: missing {missing}, unknown {unknown}; {AGAIN}")
@@ -290,9 +304,9 @@ def _empty_network(description: Mapping[str, Any], header: Header) -> Network:
         return networks.build(description)
 
 
-def _compare(path: Path, network: Network, entries: Mapping[str, Any], header: Header) -> None:
-    """Refuse weights that are not exactly those of the network; what the codecs need they check themselves."""
-    wanted = {f"network.{name}": tuple(x.shape) for name, x in network.state_dict().items()}
+def _compare(path: Path, found: Mapping[str, Network], entries: Mapping[str, Any], header: Header) -> None:
+    """Refuse weights that are not exactly those of the networks; what the codecs need they check themselves."""
+    wanted = {f"{n}.{name}": tuple(x.shape) for n, network in found.items() for name, x in network.state_dict().items()}
     prefixes = tuple(f"modalities.{name}." for name in entries)
     missing = sorted(wanted.keys() - header.keys())
     extra = sorted(name for name in header.keys() - wanted.keys() if not name.startswith(prefixes))
@@ -302,7 +316,7 @@ def _compare(path: Path, network: Network, entries: Mapping[str, Any], header: H
         raise ModelError(f"{path} does not hold the weights of its config, {'; '.join(report)}; {AGAIN}")
 
 
-def _weights(path: Path, header: Header) -> Weights:
+def _weights(path: Path, header: Header, own: bool) -> Weights:
     """The tensors of a file, as they lie in it, each looked at once for numbers that are not finite."""
     try:
         file = safe_open(path, framework="pt")
@@ -315,6 +329,6 @@ def _weights(path: Path, header: Header) -> Weights:
         if name not in finite and not bool(x.isfinite().all()):
             raise ModelError(f"{path} holds weights that are NaN or infinite ({name}); {AGAIN}")
         finite.add(name)
-        return x
+        return x.clone() if own else x
 
     return Weights(header, read)

@@ -14,10 +14,13 @@ from itertools import groupby
 from typing import Any
 
 from unidiffuser import __version__
-from unidiffuser.cli import data, flags
+from unidiffuser.cli import data, flags, recommend
+from unidiffuser.cli import distill as one_step
 from unidiffuser.cli import train as training
 from unidiffuser.cli.convert import convert, convert_flags
+from unidiffuser.cli.evaluate import evaluate, evaluate_flags
 from unidiffuser.cli.flags import Parser
+from unidiffuser.cli.sculpt import text_to_3d, text_to_3d_flags
 from unidiffuser.cli.terminal import Terminal, Verb, guarded
 
 
@@ -109,25 +112,11 @@ def score(args: argparse.Namespace, terminal: Terminal) -> int:
     return 0
 
 
-def evaluate(args: argparse.Namespace, terminal: Terminal) -> int:
-    """Measure a model of the scenes against their truth."""
-    from unidiffuser.evaluate import evaluate_scenes, markdown
+def serve(args: argparse.Namespace, terminal: Terminal) -> int:
+    """Open the studio: a page and an HTTP API for models, on this machine unless told otherwise."""
+    from unidiffuser.cli.serving import open_server
 
-    model = flags.load(args)
-    chosen = {"steps": args.steps, "solver": args.solver, "guidance": flags.guidance(args)}
-    chosen |= {"label": args.label, "reuse": args.reuse}
-    settings = {name: value for name, value in chosen.items() if value is not None}
-    with terminal.progress("evaluating") as progress:
-        report = evaluate_scenes(
-            model,
-            args.samples,
-            seed=args.seed or 0,
-            settings=settings,
-            progress=lambda what, done, total: progress(done, total),
-        )
-    terminal.answer(
-        {"model": model.name, "model_sha256": model.digest, "world": "scenes", **report}, [markdown(report)]
-    )
+    open_server(args, terminal)
     return 0
 
 
@@ -189,13 +178,21 @@ def score_flags(parser: Parser) -> None:
     parser.flag("--force", action="store_true", help="overwrite files that are there")
 
 
-def evaluate_flags(parser: Parser) -> None:
-    """The flags of evaluate."""
-    parser.add_argument("model", help="name of a model in the box, or a folder")
-    flags.add_placement(parser)
-    parser.flag("--samples", type=flags.whole, default=1000, metavar="N", help="samples a row, 8 to 10000")
-    parser.flag("--seed", type=flags.whole, help="of captions and noise (default: 0)")
-    flags.add_settings(parser)
+def serve_flags(parser: Parser) -> None:
+    """The flags of serve."""
+    parser.flag("--port", type=flags.whole, default=8000, help="where to listen (default: 8000)")
+    parser.flag("--host", default="127.0.0.1", help="the address to listen on; beyond this machine it needs a token")
+    several = {"action": "append", "default": [], "metavar": "MODEL"}
+    parser.flag("--model", **several, help="name of a model in the box, or a folder; may be repeated (default: scenes)")
+    parser.flag(
+        "--token", action="append", default=[], help="who may come in; one for each client (or UNIDIFFUSER_TOKEN)"
+    )
+    parser.flag(
+        "--data-dir", metavar="FOLDER", help="where history and results lie (default: ~/.local/share/unidiffuser)"
+    )
+    parser.flag("--device", action="append", default=[], help="cpu, cuda:0, ...; one worker each, may be repeated")
+    parser.flag("--ray", action="store_true", help="carry out jobs on Ray Serve replicas")
+    parser.flag("--replicas", type=flags.whole, default=2, metavar="N", help="with --ray: how many (default: 2)")
 
 
 def models_flags(parser: Parser) -> None:
@@ -211,10 +208,15 @@ VERBS: dict[str, tuple[Verb, Callable[[Parser], None] | None, bool]] = {
     "data encode": (data.encode, data.encode_flags, False),
     "train": (training.train, training.train_flags, False),
     "preview": (training.preview, training.preview_flags, False),
+    "distill": (one_step.distill, one_step.distill_flags, False),
+    "compare": (one_step.compare, one_step.compare_flags, False),
+    "text-to-3d": (text_to_3d, text_to_3d_flags, True),
     "evaluate": (evaluate, evaluate_flags, False),
+    "serve": (serve, serve_flags, False),
     "models": (models, models_flags, False),
     "convert": (convert, convert_flags, False),
     "doctor": (doctor, None, False),
+    **recommend.VERBS,
 }
 """Verb, of one word or two -> what it does, the flags of its own, whether it takes a model."""
 

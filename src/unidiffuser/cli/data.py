@@ -18,7 +18,10 @@ def check(args: argparse.Namespace, terminal: Terminal) -> int:
     """Say what of a data set will be used, what is damaged, and why; exit code 2 if it cannot be trained on."""
     from unidiffuser.datasets import open_data
     from unidiffuser.datasets.checking import check
+    from unidiffuser.recommend.tables import is_events
 
+    if len(args.data) == 1 and is_events(args.data[0]):
+        return check_events(args.data[0], terminal)
     try:
         data = open_data(args.data, budget=args.budget, tolerant=True)
         with terminal.progress("checking") as progress:
@@ -27,6 +30,21 @@ def check(args: argparse.Namespace, terminal: Terminal) -> int:
         report = {"usable": False, "why": " ".join(str(error).split())}
     terminal.answer(report, described(report))
     return 0 if report["usable"] else 2
+
+
+def check_events(path: str, terminal: Terminal) -> int:
+    """The same of a table of events, which users, items and queries are learnt from."""
+    from unidiffuser.recommend.tables import report
+
+    found: dict[str, Any] = {"usable": True}
+    try:
+        found |= report(path)
+    except ValueError as error:
+        found = {"usable": False, "why": " ".join(str(error).split())}
+    lines = [f"{name}: {value}" for name, value in found.items() if name not in ("usable", "why", "counts")]
+    lines = ["usable", *lines] if found["usable"] else [f"not usable: {found['why']}"]
+    terminal.answer(found, lines + [f"  {what}: {n}" for what, n in found.get("counts", {}).items()])
+    return 0 if found["usable"] else 2
 
 
 def encode(args: argparse.Namespace, terminal: Terminal) -> int:

@@ -49,11 +49,17 @@ class Latents:
     mean: Tensor
     std: Tensor
 
+    def __post_init__(self) -> None:
+        self.autoencoder.requires_grad_(False)  # what is trained through a codec is not the codec
+
     @torch.no_grad()
     def encode(self, pixels: Tensor, *, together: bool = False) -> Tensor:
         """Pixels (B, C, S, S) -> latents (B, c, S/f, S/f) of zero mean and unit variance."""
-        grids = torch.cat([self.autoencoder.encode(part) for part in pixels.split(len(pixels) if together else 1)])
-        return (grids - self.mean[:, None, None]) / self.std[:, None, None]
+        return torch.cat([self.differentiably(part) for part in pixels.split(len(pixels) if together else 1)])
+
+    def differentiably(self, pixels: Tensor) -> Tensor:
+        """As `encode` of all pictures together, with gradients."""
+        return (self.autoencoder.encode(pixels) - self.mean[:, None, None]) / self.std[:, None, None]
 
     @torch.no_grad()
     def decode(self, latents: Tensor) -> Tensor:
@@ -105,6 +111,12 @@ class Image(Modality[Picture]):
     def encode_together(self, raws: Sequence[Picture]) -> dict[str, Tensor]:
         """As `encode`, all pictures in one forward of the autoencoder."""
         return {"": self._encode(raws, together=True)}
+
+    def encode_pixels(self, pixels: Tensor) -> dict[str, Tensor]:
+        """As `encode` of pictures that are tensors (B, C, S, S) in [-1, 1], with gradients: for what is rendered."""
+        if self.latents is None:
+            return {"": pixels}
+        return {"": self.latents.differentiably(pixels.to(self.latents.mean)).to(pixels)}
 
     def _encode(self, raws: Sequence[Picture], together: bool) -> Tensor:
         if not raws:

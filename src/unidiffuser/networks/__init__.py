@@ -45,6 +45,17 @@ class Network(nn.Module, ABC):
             wanted: the streams whose prediction is needed; all if absent. The others need not be computed.
         """
 
+    def features(self, xt: Joint, t: Mapping[str, Tensor], label: Tensor | None = None) -> Tensor:
+        """What the outputs are read from, (B, N, D): `forward` is `read_out` of it. A critic judges by it.
+
+        A network that can be a critic overrides both; here they raise ValueError.
+        """
+        raise ValueError(f"a {self.kind} network shows no features; a critic needs a network that does")
+
+    def read_out(self, features: Tensor, xt: Joint, wanted: Collection[str] | None = None) -> Joint:
+        """Features -> the raw prediction for every wanted stream, of the shapes of xt."""
+        raise ValueError(f"a {self.kind} network shows no features; a critic needs a network that does")
+
     def blocks(self) -> list[nn.Module]:
         """The repeated parts, in order: what is computed again to save memory, and cut over many processes."""
         return []

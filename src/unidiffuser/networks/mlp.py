@@ -64,16 +64,21 @@ class MLP(Network):
         label: Tensor | None = None,
         wanted: Collection[str] | None = None,
     ) -> Joint:
+        return self.read_out(self.features(xt, t, label), xt, wanted)
+
+    def features(self, xt: Joint, t: Mapping[str, Tensor], label: Tensor | None = None) -> Tensor:
+        """The output of the last layer, (B, 1, D)."""
         values = [xt[stream].flatten(1) for stream in self.config.streams]
         times = [sinusoid(t[m] * 1000.0, self.config.dim).to(values[0]) for m in self.modalities]
-        rows = torch.cat(values + times, 1).to(self.embed.weight.dtype)
-        parts = dict(zip(self.config.streams, steadily(self._rows, rows).split(self.sizes, 1), strict=True))
+        return steadily(self._layers, torch.cat(values + times, 1).to(self.embed.weight.dtype))[:, None]
+
+    def read_out(self, features: Tensor, xt: Joint, wanted: Collection[str] | None = None) -> Joint:
+        parts = dict(zip(self.config.streams, steadily(self.head, features[:, 0]).split(self.sizes, 1), strict=True))
         return {s: part.reshape(xt[s].shape) for s, part in parts.items() if wanted is None or s in wanted}
 
-    def _rows(self, rows: Tensor) -> Tensor:
-        """All streams and timesteps as one row a sample -> all outputs as one row."""
-        x = self.embed(rows)  # (B, D)
+    def _layers(self, rows: Tensor) -> Tensor:
+        """All streams and timesteps as one row a sample -> (B, D)."""
+        x: Tensor = self.embed(rows)
         for layer in self.layers:
             x = x + layer(x)
-        out: Tensor = self.head(x)
-        return out
+        return x

@@ -150,10 +150,15 @@ class UViT(Network):
         label: Tensor | None = None,
         wanted: Collection[str] | None = None,
     ) -> Joint:
-        shapes = self.shapes(xt)
+        return self.read_out(self.features(xt, t, label), xt, wanted)
+
+    def features(self, xt: Joint, t: Mapping[str, Tensor], label: Tensor | None = None) -> Tensor:
+        """The tokens after the last block, (B, N, D)."""
         x = self.tokens(xt, t, label)  # (B, N, D)
-        x, _ = self.through(x, self.sight(t, shapes, x))
-        return self.streams(x, shapes, wanted)
+        return self.through(x, self.sight(t, self.shapes(xt), x))[0]
+
+    def read_out(self, features: Tensor, xt: Joint, wanted: Collection[str] | None = None) -> Joint:
+        return self.streams(features, self.shapes(xt), wanted)
 
     def shapes(self, xt: Joint) -> dict[str, tuple[int, ...]]:
         """The shape of one sample of every stream, in token order."""

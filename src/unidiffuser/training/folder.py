@@ -3,13 +3,15 @@
     RUN/lock          held as long as the process lives, by the operating system: a killed process holds nothing
     RUN/preset.json   what the run is; another preset is refused with what differs
 
-The lock names the process and the machine that hold it.
+The lock names the process and the machine that hold it. Whoever holds it removes what killed ones left half-written.
 """
 
 import contextlib
 import json
 import os
 import platform
+import re
+import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -18,6 +20,10 @@ from typing import Any
 from unidiffuser.training.preset import differences
 
 PRESET = "preset.json"
+HALF = re.compile(
+    r"\.(preset\.json|model\.json|metrics\.jsonl|adapter\.safetensors|(codecs|given|final.*)\.(new|old))-\d+"
+)
+"""What files and folders are called while they are written, before they are renamed."""
 
 
 @contextmanager
@@ -41,10 +47,18 @@ def locked(run: Path) -> Iterator[None]:
         file.truncate(0)
         file.write(f"process {os.getpid()} on {platform.node()}\n")
         file.flush()
+        _sweep(run)
         try:
             yield
         finally:
             file.truncate(0)
+
+
+def _sweep(run: Path) -> None:
+    """Remove what a killed process left half-written, in the run folder and in those of its stages."""
+    places = [run, *(path for path in run.iterdir() if path.is_dir())]
+    for path in [path for place in places for path in place.iterdir() if HALF.fullmatch(path.name)]:
+        shutil.rmtree(path) if path.is_dir() else path.unlink()
 
 
 def claim(run: Path, described: Mapping[str, Any]) -> None:

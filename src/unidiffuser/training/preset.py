@@ -24,6 +24,8 @@ class OptimiserSettings:
     """Samples a step, over all processes."""
     lr: float = 1e-3
     """Peak learning rate of AdamW."""
+    rates: Mapping[str, float] = field(default_factory=dict)
+    """The beginning of a weight's name -> its learning rate as a multiple of `lr`; 1 where absent."""
     warmup: int = 200
     """Steps of linear warm-up."""
     cooldown: float = 0.2
@@ -60,6 +62,8 @@ class OptimiserSettings:
             _whole(name, getattr(self, name), 1)
         for name in ("warmup", "seed"):
             _whole(name, getattr(self, name), 0)
+        for name, factor in self.rates.items():
+            _number(f"the rate of {name!r}", factor, 0.0, math.inf, open_at_zero=True)
         for name in ("lr", "clip"):
             _number(name, getattr(self, name), 0.0, math.inf, open_at_zero=True)
         for name in ("weight_decay", "muon"):
@@ -150,6 +154,11 @@ class Preset:
         _whole("preview_every", self.preview_every, 0)
         if self.sharding not in ("none", "fsdp"):
             raise ValueError(f"the sharding is 'none' or 'fsdp', not {self.sharding!r}")
+        if self.sharding == "fsdp" and self.training.muon:
+            raise ValueError(
+                "Muon needs whole matrices, and the sharding 'fsdp' gives each process a part of them; "
+                "set training.muon=0, or leave the sharding at none"
+            )
         if self.adapter is not None and not self.start:
             raise ValueError("an adapter adds to a trained model; say which one with --start MODEL")
         trained = [name for name, entry in self.codecs.items() if entry.get("autoencoder")]
@@ -209,7 +218,7 @@ def differences(mine: Mapping[str, Any], before: Mapping[str, Any]) -> list[str]
 
 def _defaults() -> dict[str, Any]:
     """Settings that older descriptions may lack."""
-    new = {"more_ema": [], "accumulate": 1, "recompute": False, "compile": False}
+    new = {"more_ema": [], "accumulate": 1, "recompute": False, "compile": False, "rates": {}}
     return settled({"training": new, "autoencoder_training": new, "start": "", "adapter": None, "weights": {}})
 
 

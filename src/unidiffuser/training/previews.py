@@ -9,6 +9,7 @@ one core and at the lowest priority: no step waits for it, and it shares no rand
 
 import logging
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Iterator, Mapping
@@ -16,6 +17,7 @@ from itertools import combinations
 from pathlib import Path
 from typing import Any
 
+from unidiffuser.datasets import Pairs
 from unidiffuser.modalities import Modality
 from unidiffuser.pipeline import UniDiffuser
 from unidiffuser.training import snapshot
@@ -30,7 +32,7 @@ LOOKED_AT = 64
 
 def watching(run: Path, preset: Preset, modalities: Mapping[str, Modality[Any]]) -> Callable[[int], None] | None:
     """What to tell of every checkpoint that was written; it starts previews of those whose turn it is."""
-    _write_given(run / "previews" / "given", preset, modalities)
+    write_given(run / "previews" / "given", preset.pairs, modalities)
     if not preset.preview_every:
         return None
     running: list[subprocess.Popen[bytes]] = []
@@ -65,7 +67,12 @@ def make(run: Path, *, n: int = EXAMPLES) -> Path:
     """
     step, model = snapshot.load(run)
     place = run / "previews" / f"step-{step:08d}"
-    given = _read_given(run / "previews" / "given", model, n)
+    write(model, place, read_given(run / "previews" / "given", model, n), n)
+    return place
+
+
+def write(model: UniDiffuser, place: Path, given: Mapping[str, list[Any]], n: int) -> None:
+    """Write n samples of every distribution into a folder; given: modality -> n values."""
     for sampled, known in distributions(model.modalities):
         values: dict[str, Any] = {name: given[name] for name in known if name in given}
         if len(values) < len(known):
@@ -78,7 +85,6 @@ def make(run: Path, *, n: int = EXAMPLES) -> Path:
             codec = model.modalities[name]
             for k, sample in enumerate(samples):
                 codec.write(sample[name], folder / f"{k}.{name}{codec.suffix}")
-    return place
 
 
 def distributions(names: Mapping[str, Any]) -> Iterator[tuple[tuple[str, ...], tuple[str, ...]]]:
@@ -93,26 +99,35 @@ def _subsets(names: tuple[str, ...]) -> Iterator[tuple[str, ...]]:
         yield from combinations(names, size)
 
 
-def _write_given(folder: Path, preset: Preset, modalities: Mapping[str, Modality[Any]]) -> None:
-    """Write the values of the first whole pairs, once."""
+def write_given(folder: Path, pairs: Pairs, modalities: Mapping[str, Modality[Any]]) -> None:
+    """Write the values of the first whole pairs, once: all of them or none."""
     if folder.is_dir():
         return
-    folder.mkdir(parents=True)
-    count = 0
-    for i in range(min(LOOKED_AT, len(preset.pairs))):
+    aside = folder.with_name(f".{folder.name}.new-{os.getpid()}")
+    shutil.rmtree(aside, ignore_errors=True)
+    aside.mkdir(parents=True)
+    for count, values in enumerate(_whole_pairs(pairs, modalities)):
+        for name, codec in modalities.items():
+            codec.write(values[name], aside / f"{count}.{name}{codec.suffix}")
+    os.rename(aside, folder)
+
+
+def _whole_pairs(pairs: Pairs, modalities: Mapping[str, Modality[Any]]) -> Iterator[dict[str, Any]]:
+    """The checked values of the first few pairs that have every modality."""
+    found = 0
+    for i in range(min(LOOKED_AT, len(pairs))):
         try:
-            pair = preset.pairs[i]
+            pair = pairs[i]
             values = {name: codec.check(pair[name]) for name, codec in modalities.items()}
         except (KeyError, ValueError, OSError):
             continue
-        for name, codec in modalities.items():
-            codec.write(values[name], folder / f"{count}.{name}{codec.suffix}")
-        count += 1
-        if count == EXAMPLES:
+        yield values
+        found += 1
+        if found == EXAMPLES:
             return
 
 
-def _read_given(folder: Path, model: UniDiffuser, n: int) -> dict[str, list[Any]]:
+def read_given(folder: Path, model: UniDiffuser, n: int) -> dict[str, list[Any]]:
     """Modality -> n values; the files repeat if there are fewer."""
     given = {}
     for name, codec in model.modalities.items():

@@ -45,7 +45,7 @@ def load(run: Path) -> tuple[int, UniDiffuser]:
     network = build(about["network"])
     adapter = about["adapter"]
     if adapter:
-        network.load_state_dict(native.read(box.find(about["start"])).network.state_dict())
+        network.load_state_dict(native.read(box.find(about["start"])).awake().network.state_dict())
         lora.adapt(network, adapter["rank"], adapter["alpha"], adapter["layers"])
     weights = {f"average.{name}": p.detach() for name, p in trained(network)}
     with torch.no_grad():
@@ -53,7 +53,7 @@ def load(run: Path) -> tuple[int, UniDiffuser]:
     if adapter:
         scale = adapter["alpha"] / adapter["rank"] if adapter["alpha"] else 1.0
         additions = lora.additions({n.removeprefix("average."): x for n, x in weights.items()}, scale)
-        network = native.read(box.find(about["start"])).network
+        network = native.read(box.find(about["start"])).awake().network
         lora.merge(network, additions)
     settings = native.settings_from(about["settings"])
     return found[0], UniDiffuser(

@@ -48,48 +48,60 @@ class Optimisers:
     """AdamW over the weights that train, of which only matrices and kernels decay; or Muon for the matrices in blocks.
 
     Muon (Jordan et al. 2024) turns the momentum of a matrix into the nearest one with equal singular values, scaled
-    here so that its steps are about as large as AdamW's (arXiv 2502.16982). It is torch's own.
+    here so that its steps are about as large as AdamW's (arXiv 2502.16982). It is torch's own. A group's "peak" is its
+    learning rate at most, for the weights whose name begins with a key of `settings.rates` that many times the others'.
     """
 
     def __init__(self, model: nn.Module, settings: OptimiserSettings) -> None:
         weights = dict(trained(model))
         hidden = {n: p for n, p in weights.items() if settings.muon and p.ndim == 2 and "block" in n}
-        rest = [p for n, p in weights.items() if n not in hidden]
+        rest = {n: p for n, p in weights.items() if n not in hidden}
         groups = [
-            {"params": [p for p in rest if p.ndim > 1], "weight_decay": settings.weight_decay},
-            {"params": [p for p in rest if p.ndim <= 1], "weight_decay": 0.0},
+            {"params": [p for p in part if (p.ndim > 1) == matrices], "weight_decay": decay, "peak": peak}
+            for peak, part in _by_peak(rest, settings.lr, settings).items()
+            for matrices, decay in ((True, settings.weight_decay), (False, 0.0))
         ]
-        adam = torch.optim.AdamW(groups, lr=settings.lr, betas=settings.betas, fused=True)
-        self.rates: list[tuple[torch.optim.Optimizer, float]] = [(adam, settings.lr)]
+        self.optimisers: list[torch.optim.Optimizer] = [
+            torch.optim.AdamW(groups, lr=settings.lr, betas=settings.betas, fused=True)
+        ]
         if hidden:
+            groups = [{"params": p, "peak": peak} for peak, p in _by_peak(hidden, settings.muon, settings).items()]
             muon = torch.optim.Muon(
-                list(hidden.values()),
-                lr=settings.muon,
-                weight_decay=settings.weight_decay,
-                adjust_lr_fn="match_rms_adamw",
+                groups, lr=settings.muon, weight_decay=settings.weight_decay, adjust_lr_fn="match_rms_adamw"
             )
-            self.rates.append((muon, settings.muon))
+            self.optimisers.append(muon)
 
     def step(self, share: float) -> None:
         """One step at a share of the peak learning rates."""
-        for optimiser, peak in self.rates:
+        for optimiser in self.optimisers:
             for group in optimiser.param_groups:
-                group["lr"] = peak * share
+                group["lr"] = group["peak"] * share
             optimiser.step()
 
     def named(self) -> Iterator[tuple[str, Tensor]]:
         """The moments under their names in the state."""
-        for k, (optimiser, _) in enumerate(self.rates):
+        for k, optimiser in enumerate(self.optimisers):
             for index, values in optimiser.state_dict()["state"].items():
                 for name, x in values.items():
                     yield f"{'muon' if k else 'optimiser'}.{index}.{name}", torch.as_tensor(x)
 
     def begin(self) -> None:
         """Make the moments that the first step would make, so that a state can be read into them."""
-        for k, (optimiser, _) in enumerate(self.rates):
+        for k, optimiser in enumerate(self.optimisers):
             for group in optimiser.param_groups:
                 for p in group["params"]:
                     optimiser.state[p] = _muon_moments(p) if k else _adam_moments(p)
+
+
+def _by_peak(
+    weights: Mapping[str, nn.Parameter], peak: float, settings: OptimiserSettings
+) -> dict[float, list[nn.Parameter]]:
+    """Weights by their peak learning rate."""
+    groups: dict[float, list[nn.Parameter]] = {peak: []}
+    for name, p in weights.items():
+        share = next((share for start, share in settings.rates.items() if name.startswith(start)), 1.0)
+        groups.setdefault(peak * share, []).append(p)
+    return groups
 
 
 def _adam_moments(p: Tensor) -> dict[str, Tensor]:

@@ -1,0 +1,158 @@
+"""UDITSR's epoch beside the published formulation, how both grow, top-k of many users, and the memory of tables.
+
+    python benchmarks/recommend.py [--sizes 5000 10000 20000 40000] [--steps 3] [--json FILE]
+
+The three columns are one model with the published settings (100 numbers a vector, batches of 256, the MLP head), on one
+world, with the same batches and the same AdamW:
+
+    published     demands and messages edge by edge, all of them at every step (`edgewise.py`)
+    exact         the same numbers by node offsets and the factorised generator, still all of them at every step
+    ours          the same, the recommendations' part of the offsets made once an epoch
+
+An epoch is the time of its median step, over `--steps` of them, times its steps, plus what is made once. The ratios are
+of one run on one machine; the loss of the first step is compared as well, so that it is the same work.
+"""
+
+import argparse
+import json
+import statistics
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from edgewise import Edgewise
+from torch import Tensor
+
+from unidiffuser.recommend.batches import Batches
+from unidiffuser.recommend.events import Events, History, Sizes
+from unidiffuser.recommend.models.lightgcn import LightGCNConfig
+from unidiffuser.recommend.models.lightgcn_query import LightGCNQuery
+from unidiffuser.recommend.models.uditsr import UDITSR, UDITSRConfig
+from unidiffuser.recommend.world import World, WorldConfig
+
+BATCH, DIM = 256, 100
+EVENTS_EACH = 8
+
+
+def world_events(count: int) -> tuple[Events, Sizes]:
+    """So many events of a world of the usual temper."""
+    config = WorldConfig(users=count // EVENTS_EACH, items=max(200, count // 15), events=EVENTS_EACH)
+    rows = list(World.make(config).draw())
+    words = torch.tensor([[w + 1 for w in words] + [0] * (3 - len(words)) for *_, words in rows])
+    user, item = (torch.tensor([row[k] for row in rows]) for k in (0, 1))
+    sizes = Sizes(users=config.users, items=config.items, words=config.topics * config.words + 1)
+    return Events(user, item, words), sizes
+
+
+def median_step(model: torch.nn.Module, loss_of: Callable[[int], Tensor], steps: int) -> tuple[float, float]:
+    """(seconds a step, the first loss)."""
+    optimiser = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=1e-4)
+    times, first = [], 0.0
+    for step in range(steps):
+        begin = time.perf_counter()
+        loss = loss_of(step)
+        loss.backward()
+        optimiser.step()
+        optimiser.zero_grad()
+        times.append(time.perf_counter() - begin)
+        first = first if step else float(loss.detach())
+    return statistics.median(times), first
+
+
+def epochs(count: int, steps: int) -> dict[str, Any]:
+    """Seconds an epoch of the three at one size."""
+    events, sizes = world_events(count)
+    row: dict[str, Any] = {"events": count}
+    losses = []
+    for name, refresh in (("published", "step"), ("exact", "step"), ("ours", "epoch")):
+        torch.manual_seed(0)
+        model = UDITSR(replace(UDITSRConfig.reference(), dim=DIM, refresh=refresh), sizes, events)
+        batches = Batches(model.train_events, sizes.items, BATCH, seed=0)
+        once, repeats = 0.0, steps if name != "ours" else 5 * steps
+        if name == "published":
+            plain = Edgewise(model)
+            second, loss = median_step(plain, lambda k, plain=plain, b=batches: plain.loss(b(k)[0]), steps)
+        else:
+            if refresh == "epoch":
+                begin = time.perf_counter()
+                model.refresh(0)
+                once = time.perf_counter() - begin
+            second, loss = median_step(model, lambda k, model=model, b=batches: model.loss(b(k)[0], 0)[0], repeats)
+        row[name] = second * batches.per_epoch + once
+        losses.append(loss)
+    assert max(losses) - min(losses) < 1e-4, f"the three do not compute the same: {losses}"
+    return row | {"exact ratio": row["published"] / row["exact"], "our ratio": row["published"] / row["ours"]}
+
+
+def top_speed(items: int, users: int = 2000, dim: int = 64, k: int = 10) -> float:
+    """Users a second whose best k of all items, without what they had, are found in one batched product."""
+    g = torch.Generator().manual_seed(0)
+    train = Events(
+        torch.arange(users).repeat_interleave(20),
+        torch.randint(items, (20 * users,), generator=g),
+        torch.zeros(20 * users, 0, dtype=torch.int64),
+    )
+    model = LightGCNQuery(LightGCNConfig(dim=dim, layers=2), Sizes(users=users, items=items, words=2), train)
+    model.requires_grad_(False).eval().ready()
+    history, times = History(train), []
+    for chunk in torch.arange(users).split(250):
+        begin = time.perf_counter()
+        scores = model.scores(chunk, torch.zeros(len(chunk), 0, dtype=torch.int64))
+        scores[history.pairs(chunk)] = -torch.inf
+        scores.topk(k)
+        times.append(time.perf_counter() - begin)
+    return 250 / statistics.median(times)
+
+
+def growth(rows: list[dict[str, Any]], name: str) -> float:
+    """The power of the number of events that an epoch grows with, from the smallest to the largest size."""
+    first, last = rows[0], rows[-1]
+    ratio = torch.tensor([last[name] / first[name], last["events"] / first["events"]]).log()
+    return float(ratio[0] / ratio[1])
+
+
+def memory(users: int, items: int, words: int, dim: int) -> dict[str, float]:
+    """Gigabytes of a product model in training: weights, average, two moments and gradients; and when it is asked."""
+    table = (users + items + words) * dim * 4 / 1e9
+    return {"training": 5 * table, "asked": 2 * table, "a list of 1,000 users": 1000 * items * 4 / 1e9}
+
+
+def main() -> int:
+    """Print the tables."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--sizes", nargs="+", type=int, default=[5000, 10_000, 20_000, 40_000], help="events")
+    parser.add_argument("--steps", type=int, default=3, help="steps timed of the slow ones")
+    parser.add_argument("--items", type=int, default=40_000, help="items of the top-k")
+    parser.add_argument("--json", type=Path, help="write the figures here as well")
+    args = parser.parse_args()
+    if args.steps < 1 or min(args.sizes) < 2000 or args.items < 100:
+        parser.error("--steps is 1 or more, --sizes 2000 or more each, --items 100 or more")
+    print(f"seconds an epoch, {torch.get_num_threads()} threads")
+    print(f"{'events':>8} {'published':>10} {'exact':>10} {'ours':>10} {'exact is':>10} {'ours is':>10}")
+    rows = []
+    for count in args.sizes:
+        row = epochs(count, args.steps)
+        rows.append(row)
+        figures = f"{row['published']:10.1f} {row['exact']:10.1f} {row['ours']:10.2f}"
+        print(f"{count:>8} {figures} {row['exact ratio']:>9.1f}x {row['our ratio']:>9.1f}x", flush=True)
+    report: dict[str, Any] = {"epochs": rows}
+    if len(rows) > 1:
+        report["growth"] = {name: growth(rows, name) for name in ("published", "exact", "ours")}
+        print("an epoch grows as events to the power of: ", end="")
+        print(", ".join(f"{name} {power:.2f}" for name, power in report["growth"].items()))
+    report["users a second"] = top_speed(args.items)
+    print(f"top 10 of {args.items} items: {report['users a second']:.0f} users a second")
+    report["gigabytes"] = memory(1_000_000, 1_000_000, 100_000, 64)
+    print("a million users and items, 64 numbers each, in gigabytes (computed): ", end="")
+    print(", ".join(f"{what} {size:.1f}" for what, size in report["gigabytes"].items()))
+    if args.json:
+        args.json.write_text(json.dumps(report, indent=1) + "\n")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

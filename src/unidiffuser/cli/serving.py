@@ -1,0 +1,62 @@
+"""The verb serve: from flags to a server, which needs the extra [serve] (and [ray] for replicas)."""
+
+import argparse
+import logging
+import os
+from importlib.util import find_spec
+from pathlib import Path
+
+from unidiffuser import __version__
+from unidiffuser.cli.terminal import Terminal, Terminated
+
+NEEDED = {"serve": ("fastapi", "uvicorn", "python_multipart", "prometheus_client"), "ray": ("ray",)}
+"""Extra -> the modules that it brings."""
+
+
+def open_server(args: argparse.Namespace, terminal: Terminal) -> None:
+    """Serve until a signal comes; ValueError if an extra is missing or the flags make no sense."""
+    _need("serve")
+    tokens = [*args.token, *filter(None, os.environ.get("UNIDIFFUSER_TOKEN", "").split(","))]
+    level = logging.WARNING if args.quiet else logging.INFO
+    logging.basicConfig(level=level, format="%(asctime)s %(levelname)s %(message)s")
+    models, data = args.model or ["scenes"], Path(args.data_dir) if args.data_dir else None
+    shown = f"[{args.host}]" if ":" in args.host else args.host
+    if args.ray:
+        _need("ray")
+        from unidiffuser.server.replicas import serve_on_ray
+
+        terminal.say(f"the studio will be at http://{shown}:{args.port} (Ray, {args.replicas} replicas)")
+        served = serve_on_ray(
+            models,
+            library=__version__,
+            host=args.host,
+            port=args.port,
+            tokens=tokens,
+            data=data,
+            replicas=args.replicas,
+        )
+    else:
+        from unidiffuser.server.serve import serve
+
+        served = serve(
+            models,
+            library=__version__,
+            host=args.host,
+            port=args.port,
+            tokens=tokens,
+            data=data,
+            devices=args.device or ["cpu"],
+            opened=lambda: terminal.say(f"the studio is at http://{shown}:{args.port} (Ctrl-C ends it)"),
+        )
+    if served == "terminated":
+        raise Terminated
+    raise KeyboardInterrupt
+
+
+def _need(extra: str) -> None:
+    """ValueError unless what an extra brings is installed."""
+    missing = [module for module in NEEDED[extra] if find_spec(module) is None]
+    if missing:
+        raise ValueError(
+            f"this needs the extra [{extra}]: pip install 'unidiffuser[{extra}]' ({', '.join(missing)} is missing)"
+        )

@@ -1,0 +1,84 @@
+"""How each model is trained unless the user says otherwise: one named recipe a row, and a kind may have several.
+
+The numbers are starting points for worlds of some ten thousand events. The epochs of `lightgcn-query` (15 rather than
+40) and `masked` (8 rather than 20) were chosen on the validation part of a world of their own, the others were not;
+`benchmarks/recommend_table.py` measures them as they are. `uditsr-published` does what the paper's code does.
+"""
+
+import math
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from unidiffuser.optimise import OptimiserSettings
+from unidiffuser.recommend.models.uditsr import UDITSRConfig
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recipe:
+    """A model's settings and how long and how fast it learns."""
+
+    kind: str
+    """Which model, a name of `models.kinds()`."""
+    epochs: int = 40
+    """Passes over the training events."""
+    batch: int = 1024
+    """Events a step."""
+    lr: float = 1e-2
+    """Peak learning rate."""
+    weight_decay: float = 0.0
+    """Decoupled weight decay of matrices, tables among them."""
+    ema: float = 0.95
+    """Decay a step of the averaged weights."""
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    """Fields of the model's config that differ from its defaults."""
+
+    def __post_init__(self) -> None:
+        if self.epochs < 0 or self.batch < 1:
+            raise ValueError(f"epochs must be 0 or more and batch 1 or more, not {self.epochs} and {self.batch}")
+
+    def optimiser(self, events: int, seed: int) -> OptimiserSettings:
+        """The settings of the loop for so many training events."""
+        steps = max(self.epochs, 1) * math.ceil(events / self.batch)
+        return OptimiserSettings(
+            steps=steps,
+            batch=self.batch,
+            lr=self.lr,
+            warmup=min(100, steps // 10),
+            cooldown=0.5,
+            weight_decay=self.weight_decay,
+            ema=self.ema,
+            autocast=False,
+            save_every=max(100, steps // 10),
+            log_every=max(1, min(50, steps // 20)),
+            seed=seed,
+        )
+
+
+RECIPES: dict[str, Recipe] = {
+    "popularity": Recipe(kind="popularity", epochs=0),
+    "mf": Recipe(kind="mf"),
+    "lightgcn": Recipe(kind="lightgcn"),
+    "lightgcn-query": Recipe(kind="lightgcn-query", epochs=15),
+    "uditsr": Recipe(kind="uditsr", lr=3e-3),
+    "uditsr-mlp": Recipe(kind="uditsr", lr=3e-3, settings={"head": "mlp"}),
+    "uditsr-published": Recipe(
+        kind="uditsr",
+        epochs=100,
+        batch=256,
+        lr=1e-4,
+        weight_decay=1e-5,
+        ema=0.0,
+        settings=asdict(UDITSRConfig.reference()),
+    ),
+    "masked": Recipe(kind="masked", epochs=8, batch=256),
+    "diffusion": Recipe(kind="diffusion", batch=256),
+}
+"""Name -> recipe."""
+
+
+def recipe_of(name: str) -> Recipe:
+    """The recipe of a name, or ValueError."""
+    if name not in RECIPES:
+        raise ValueError(f"there is no model {name!r}; there are {', '.join(RECIPES)}")
+    return RECIPES[name]

@@ -1,0 +1,140 @@
+"""Raw ids in, raw ids out: a trained model that recommends, searches and suggests.
+
+    recommender = Recommender.fit("events.tsv", "runs/u")      # or Recommender.load("runs/u")
+    recommender.recommend("17", 10)               # p(item | user)
+    recommender.search("17", ["3", "14"], 10)     # p(item | user, query)
+    recommender.suggest("17")                     # p(query | user), word by word
+
+A user who was never seen is the average user, and a word that was never seen is left out; the answer says so. What a
+user has had in training is not recommended again unless it is asked for.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from unidiffuser.recommend.events import UNKNOWN, History, padded
+from unidiffuser.recommend.store import Saved, read_model
+from unidiffuser.recommend.training import Plan, Progress, train
+
+MAX_K = 10_000
+
+
+@dataclass(frozen=True, kw_only=True)
+class Answer:
+    """A ranked list, and what it is for."""
+
+    labels: tuple[str, ...]
+    """Raw ids of items, or words, the best first."""
+    scores: tuple[float, ...]
+    """Their scores, falling."""
+    known_user: bool
+    """False: nobody of this id was seen, and the list is that of the average user."""
+    query: tuple[str, ...] = ()
+    """The words that were read."""
+    unknown_words: tuple[str, ...] = ()
+    """The words that were never seen and left out."""
+
+
+class Recommender:
+    """A trained model with its id maps."""
+
+    def __init__(self, saved: Saved) -> None:
+        self.model, self.names, self.training = saved.model, saved.names, saved.training
+        self.history = History(saved.model.train_events)
+
+    @classmethod
+    def fit(
+        cls,
+        table: str | Path,
+        run: str | Path,
+        model: str = "uditsr",
+        *,
+        seed: int = 0,
+        progress: Progress | None = None,
+        **changes: Any,
+    ) -> "Recommender":
+        """Train a model on a table of events, going on where an earlier call with the same run folder stopped.
+
+        Args:
+            table: a file or folder in any format of `tables`.
+            run: the folder of its checkpoints, its split and in the end the model.
+            model: a row of `recipes.RECIPES`.
+            seed: of the weights and the order.
+            progress: called with (step, steps, figures).
+            changes: fields of the recipe or of the model's config, such as epochs=10 or dim=32.
+
+        Raises:
+            ValueError: an unknown model or setting, a table that cannot be read, the folder of another run.
+        """
+        return cls(train(Path(table), Plan.of(model, seed=seed, **changes), Path(run), progress=progress))
+
+    @classmethod
+    def load(cls, run: str | Path, **settings: Any) -> "Recommender":
+        """The model of a run folder, or of a model folder.
+
+        Args:
+            settings: those that matter only when a model is asked, such as the diffusion's guidance.
+
+        Raises:
+            ModelError: it is missing or damaged. ValueError: a setting that cannot be changed so.
+        """
+        run = Path(run)
+        return cls(read_model(run / "final" if (run / "final").is_dir() else run, settings))
+
+    def recommend(self, user: str, k: int = 10, *, again: bool = False) -> Answer:
+        """The k best items for a user; with `again`, also those that the user has had."""
+        return self.search(user, (), k, again=again)
+
+    def search(self, user: str | None, query: Sequence[str], k: int = 10, *, again: bool = False) -> Answer:
+        """The k best items for a user and the words of a query; user None is nobody in particular."""
+        known, unknown = self.names.query(query)
+        row = UNKNOWN if user is None else self.names.users.rows([user])[0]
+        items, scores = self.top(torch.tensor([row]), padded([known], 0), k, again=again)
+        there = scores[0].isfinite()
+        return Answer(
+            labels=tuple(self.names.items[i] for i in items[0][there].tolist()),
+            scores=tuple(scores[0][there].tolist()),
+            known_user=row != UNKNOWN,
+            query=tuple(self.names.words[w] for w in known),
+            unknown_words=tuple(unknown),
+        )
+
+    def suggest(self, user: str, k: int = 10) -> Answer:
+        """The k words that a user is most likely to search for."""
+        row = self.names.users.rows([user])[0]
+        table = self.model.word_scores(torch.tensor([row]))[0]
+        scores, words = table.topk(min(_count(k), len(table)))
+        there = scores.isfinite()
+        return Answer(
+            labels=tuple(self.names.words[w] for w in words[there].tolist()),
+            scores=tuple(scores[there].tolist()),
+            known_user=row != UNKNOWN,
+        )
+
+    @torch.no_grad()
+    def top(self, users: Tensor, words: Tensor, k: int, *, again: bool = False) -> tuple[Tensor, Tensor]:
+        """The best items of many at once, in rows: one product over all items where the model is one.
+
+        Args:
+            users: (B,) rows, -1 for nobody in particular; words: (B, W).
+
+        Returns:
+            (B, k) rows of items and their scores, -inf where no item is left.
+        """
+        scores = self.model.scores(users, words)
+        if not again:
+            scores = scores.clone()
+            scores[self.history.pairs(users)] = -torch.inf
+        best = scores.topk(min(_count(k), scores.shape[1]))
+        return best.indices, best.values
+
+
+def _count(k: int) -> int:
+    if isinstance(k, bool) or not isinstance(k, int) or not 1 <= k <= MAX_K:
+        raise ValueError(f"k must be a whole number from 1 to {MAX_K}, not {k!r}")
+    return k

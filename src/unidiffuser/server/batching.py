@@ -1,0 +1,158 @@
+"""Continuous batching: many samplings at once, one forward for all that wait.
+
+Everything that draws or scores asks a Denoiser, and nothing else (the seam). So a sampling that runs in a thread of its
+own and is handed a *shared* Denoiser is batched with all others without knowing it: the call waits until a lane is
+free, the lane puts all that wait behind one another along the batch, asks the real Denoiser once, and hands each its
+rows back. Every row has its own timesteps, so samplings with other roles, steps, solvers or guidance share a forward,
+and a new one joins at its first call.
+
+A row is the same to the bit in any batch (the networks promise that on one thread), so a lane computes on one thread,
+and there are as many lanes as cores. It knows no jobs, no requests and no raw data.
+"""
+
+import threading
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from unidiffuser.denoiser import Denoiser
+from unidiffuser.joint import Joint, batch_size, cat_joints
+
+
+class StoppedError(Exception):
+    """Nobody wants the answer any more: the sampling was cancelled, or the lanes are closed."""
+
+
+@dataclass(frozen=True, eq=False)
+class _Call:
+    """One evaluation that waits."""
+
+    xt: Joint
+    t: dict[str, Tensor]
+    rows: int
+    answer: "Future[Joint]" = field(default_factory=Future)
+
+
+class Lanes:
+    """One model's Denoiser, shared by any number of threads."""
+
+    def __init__(
+        self, denoiser: Denoiser, *, lanes: int = 1, rows: int = 16, seen: Callable[[int, int], None] | None = None
+    ) -> None:
+        """
+        Args:
+            denoiser: the one that is asked in batches.
+            lanes: forwards at the same time; as many as cores on a CPU, one on a GPU.
+            rows: at most so many rows a forward, unless a single call has more.
+            seen: called with (rows, calls) of each forward, for statistics.
+        """
+        self._denoiser, self._rows, self._seen = denoiser, rows, seen
+        self._lanes, self._busy, self._running, self._closed = lanes, 0, 0, False
+        self._waiting: list[_Call] = []
+        self._changed = threading.Condition()
+        self._threads = [threading.Thread(target=self._serve, name=f"lane-{k}", daemon=True) for k in range(lanes)]
+        for thread in self._threads:
+            thread.start()
+
+    @contextmanager
+    def joined(self, before: Callable[[], None]) -> Iterator[Denoiser]:
+        """A Denoiser for one sampling. `before` is called ahead of every evaluation; it may raise to give up."""
+
+        def shared(xt: Joint, t: dict[str, Tensor]) -> Joint:
+            before()
+            return self.ask(xt, t)
+
+        with self._changed:
+            self._running += 1
+        try:
+            yield shared
+        finally:
+            with self._changed:
+                self._running -= 1
+                self._changed.notify_all()
+
+    def ask(self, xt: Joint, t: dict[str, Tensor]) -> Joint:
+        """The clean estimates, computed together with whatever else waits."""
+        call = _Call(xt, t, batch_size(xt))
+        with self._changed:
+            if self._closed:
+                raise StoppedError
+            self._waiting.append(call)
+            self._changed.notify_all()
+        return call.answer.result()
+
+    def close(self) -> None:
+        """Refuse what waits and stop the lanes."""
+        with self._changed:
+            self._closed = True
+            waiting, self._waiting = self._waiting, []
+            self._changed.notify_all()
+        for call in waiting:
+            call.answer.set_exception(StoppedError())
+        for thread in self._threads:
+            thread.join()
+
+    def _serve(self) -> None:
+        """The life of a lane."""
+        with torch.inference_mode():
+            while calls := self._next():
+                self._compute(calls)
+                with self._changed:
+                    self._busy -= 1
+                    self._changed.notify_all()
+
+    def _next(self) -> list[_Call]:
+        """Wait for this lane's fair share of the calls that wait; empty when the lanes are closed.
+
+        A lane does not start on less than its share of all samplings as long as another is at work: else one lane would
+        run ahead with a single row while all the rest gathers in the other.
+        """
+        with self._changed:
+            while not self._closed:
+                share = max(1, self._running // self._lanes)
+                if self._waiting and (len(self._waiting) >= share or not self._busy):
+                    self._busy += 1
+                    return self._take(-(-len(self._waiting) // max(1, self._lanes - self._busy + 1)))
+                self._changed.wait()
+            return []
+
+    def _take(self, count: int) -> list[_Call]:
+        """The first calls that wait, at most `count` of them and about `rows` rows, all of the same shapes."""
+        taken: list[_Call] = []
+        kind, rows = _kind(self._waiting[0]), 0
+        for call in list(self._waiting):
+            full = len(taken) == count or (taken and rows + call.rows > self._rows)
+            if full or _kind(call) != kind:
+                break
+            self._waiting.remove(call)
+            taken.append(call)
+            rows += call.rows
+        return taken
+
+    def _compute(self, calls: list[_Call]) -> None:
+        """One forward for all; if it fails, one for each, so that only the call at fault fails."""
+        if self._seen:
+            self._seen(sum(call.rows for call in calls), len(calls))
+        try:
+            together = self._denoiser(cat_joints([call.xt for call in calls]), cat_joints([call.t for call in calls]))
+        except Exception as error:
+            if len(calls) == 1:
+                calls[0].answer.set_exception(error)
+            else:
+                for call in calls:
+                    self._compute([call])
+            return
+        start = 0
+        for call in calls:
+            rows = slice(start, start + call.rows)
+            call.answer.set_result({stream: x[rows] for stream, x in together.items()})
+            start += call.rows
+
+
+def _kind(call: _Call) -> tuple[object, ...]:
+    """What calls must share to be put into one batch: shapes and number formats."""
+    return tuple((stream, x.shape[1:], x.dtype) for stream, x in call.xt.items())

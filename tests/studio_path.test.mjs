@@ -1,0 +1,70 @@
+// The mathematics of ways, roles and spectra, without a page: node --test.
+import assert from "node:assert/strict";
+import { test } from "node:test";
+
+const studio = new URL("../src/unidiffuser/server/studio/", import.meta.url);
+const { branch, corner, curve, ends, falls } = await import(new URL("path.js", studio));
+const { intent, jobOf } = await import(new URL("roles.js", studio));
+const { spectrum, waveOf } = await import(new URL("spectrogram.js", studio));
+
+const card = (name, media, role, more = {}) => ({ name, media, role, value: null, loose: 0, vary: 0, mask: null, ...more });
+const cards = (image, text) => ({ image: card("image", "image", image.role || image, image), text: card("text", "text", text.role || text, text) });
+
+test("a way falls or rests, whatever the control point, and its ends are exact", () => {
+  for (let k = 0; k < 200; k += 1) {
+    const points = curve([1, 1], [Math.random(), Math.random()], [0, 0], 1 + (k % 30));
+    assert.ok(falls(points));
+    assert.deepEqual([points[0], points.at(-1)], [[1, 1], [0, 0]]);
+  }
+});
+
+test("corners go one after the other", () => {
+  const points = corner([1, 1], [0, 0], 10, 0);
+  assert.ok(falls(points));
+  assert.deepEqual(points[5], [0, 1]);
+  assert.deepEqual(corner([1, 1], [0, 0], 1, 0).at(-1), [0, 0]);
+});
+
+test("a branch goes the same way to where it leaves", () => {
+  const whole = curve([1, 1], [0.5, 0.5], [0, 0], 20);
+  const other = branch(whole, 8, [0.1, 0.4], [0, 0]);
+  assert.deepEqual(other.slice(0, 9), whole.slice(0, 9));
+  assert.equal(other.length, whole.length);
+  assert.ok(falls(other));
+  assert.notDeepEqual(other[12], whole[12]);
+});
+
+test("where a run starts and ends is only a matter of roles", () => {
+  const at = ends(cards({ role: "sampled", vary: 0.6, value: "x" }, { role: "given", loose: 0.3 }), ["image", "text"]);
+  assert.deepEqual(at, { start: [0.6, 0.3], end: [0, 0.3] });
+  assert.deepEqual(ends(cards("ignored", "sampled"), ["image", "text"]), { start: [1, 1], end: [1, 0] });
+});
+
+test("the word follows the locks, for all nine settings", () => {
+  const given = (value) => ({ role: "given", value });
+  const word = (image, text) => intent(cards(image, text)).word;
+  assert.equal(word("sampled", given("a")), "Imagine");
+  assert.equal(word(given("a"), "sampled"), "Describe");
+  assert.equal(word("sampled", "sampled"), "Dream both");
+  assert.equal(word("sampled", "ignored"), "Imagine");
+  assert.equal(word("ignored", "sampled"), "Write");
+  assert.equal(word(given("a"), given("b")), "Score");
+  assert.equal(word({ role: "given", value: "a", mask: "m" }, "ignored"), "Fill in");
+  assert.equal(word({ role: "sampled", value: "a", vary: 0.5 }, "ignored"), "Vary");
+  for (const [image, text] of [["ignored", "ignored"], ["given", "sampled"], ["ignored", given("a")]]) assert.ok(intent(cards(image, text)).why);
+});
+
+test("a job holds what is given, what is named and nothing else", () => {
+  const job = jobOf(cards("sampled", { role: "given", value: "a red ___ circle", loose: 0.2 }), { n: 2, steps: null }, 7, "m");
+  assert.deepEqual(job.names, ["image", "text"]);
+  assert.deepEqual(job.looseness, {}); // of a sentence with holes only the holes are made
+  assert.equal(job.n, 2);
+  assert.ok(!("steps" in job));
+});
+
+test("a tone stands at its own frequency", () => {
+  const samples = Float32Array.from({ length: 256 }, (_, k) => Math.sin((2 * Math.PI * 32 * k) / 256));
+  const power = spectrum(samples, 0, 256);
+  assert.equal(power.indexOf(Math.max(...power)), 32);
+  assert.equal(waveOf(new ArrayBuffer(44 + 20)).length, 10);
+});
