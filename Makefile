@@ -32,7 +32,7 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 	touch $@
 
 $(VENV)/.installed-dev: $(VENV)/.installed
-	$(INSTALL) --editable '.[dev,data,tensorboard,serve,ray,browser,api-tests]'
+	$(INSTALL) --editable '.[dev,data,released,tensorboard,serve,ray,browser,api-tests]'
 	touch $@
 
 clean:

@@ -1,7 +1,7 @@
-"""What every test shares: one thread, so that sums have one order, hypothesis examples that repeat, and one server."""
+"""What every test shares: one order of sums, hypothesis examples that repeat, converted models, and one server."""
 
 from collections.abc import Iterator
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import hypothesis
 import pytest
@@ -15,6 +15,22 @@ def pytest_configure() -> None:
     torch.set_num_threads(1)
     hypothesis.settings.register_profile("repeatable", derandomize=True, deadline=None)
     hypothesis.settings.load_profile("repeatable")
+
+
+@pytest.fixture(scope="session")
+def formats(tmp_path_factory: pytest.TempPathFactory) -> Any:
+    """A small released model with labels, in every format; skipped without the extra."""
+    import released_model
+
+    return released_model.formats(tmp_path_factory.mktemp("released"), labels=True)
+
+
+@pytest.fixture(scope="session")
+def formats_v0(tmp_path_factory: pytest.TempPathFactory) -> Any:
+    """As `formats`, without labels."""
+    import released_model
+
+    return released_model.formats(tmp_path_factory.mktemp("released-v0"), labels=False)
 
 
 @pytest.fixture(scope="session")

@@ -13,10 +13,14 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from unidiffuser import UniDiffuser
+from unidiffuser.checkpoints import convert
+
 diffusers = pytest.importorskip("diffusers", reason="the extra 'released' is not installed")
 transformers = pytest.importorskip("transformers", reason="the extra 'released' is not installed")
 
 HEADS, HEAD, DEPTH, SIDE, WIDTH, CLIP, TEXT = 2, 64, 4, 16, 128, 24, 12
+FORMATS = ("new", "old", "original")
 LETTERS = "abcdefghijklmnopqrstuvwxyz"
 
 
@@ -33,12 +37,46 @@ class Released:
     text_tokenizer: Any
 
 
-def released(labels: bool = True, seed: int = 0) -> Released:
+@dataclass(frozen=True)
+class Formats:
+    """One model in every format, and what became of each."""
+
+    source: Released
+    theirs: dict[str, Path]
+    """Format -> folder."""
+    ours: dict[str, Path]
+    """Format -> converted folder."""
+
+    def model(self, name: str = "new", **options: Any) -> UniDiffuser:
+        """The model converted from one of the formats."""
+        return UniDiffuser.from_pretrained(self.ours[name], **options)
+
+
+def formats(folder: Path, labels: bool) -> Formats:
+    """Write one model in every format, and convert each."""
+    source = released(labels)
+    theirs = {
+        "new": save_diffusers(folder / "new", source),
+        "old": save_diffusers(folder / "old", source, old=True),
+        "original": save_original(folder / "original", source),
+    }
+    return Formats(source, theirs, {name: converted(place, folder / f"ours-{name}") for name, place in theirs.items()})
+
+
+def converted(source: Path, place: Path) -> Path:
+    """A folder of any format as one of ours; nothing is missing."""
+    parts, missing = convert.read(source)
+    assert missing == []
+    convert.write(place, parts)
+    return place
+
+
+def released(labels: bool = True, seed: int = 0, text: int = TEXT) -> Released:
     """Parts with random weights; nothing stays at its initial 0 or 1."""
     torch.manual_seed(seed)
     clip_tokenizer, text_tokenizer = _clip_tokenizer(), _gpt2_tokenizer()
     unet = diffusers.UniDiffuserModel(
-        text_dim=TEXT, clip_img_dim=CLIP, num_text_tokens=77, num_attention_heads=HEADS, attention_head_dim=HEAD,
+        text_dim=text, clip_img_dim=CLIP, num_text_tokens=77, num_attention_heads=HEADS, attention_head_dim=HEAD,
         in_channels=4, out_channels=4, num_layers=DEPTH, sample_size=SIDE, patch_size=2, activation_fn="gelu",
         norm_type="layer_norm", block_type="unidiffuser", pre_layer_norm=False, use_data_type_embedding=labels,
     )  # fmt: skip
@@ -57,8 +95,8 @@ def released(labels: bool = True, seed: int = 0) -> Released:
         transformers.CLIPVisionConfig(hidden_size=WIDTH, image_size=32, patch_size=4, projection_dim=CLIP, **tower)
     )
     text_decoder = diffusers.UniDiffuserTextDecoder(
-        prefix_length=77, prefix_inner_dim=WIDTH, prefix_hidden_dim=TEXT, vocab_size=len(text_tokenizer),
-        n_positions=200, n_embd=WIDTH, n_layer=2, n_head=2,
+        prefix_length=77, prefix_inner_dim=WIDTH, prefix_hidden_dim=text if text < WIDTH else None,
+        vocab_size=len(text_tokenizer), n_positions=200, n_embd=WIDTH, n_layer=2, n_head=2,
     )  # fmt: skip
     parts = (unet, vae, text_encoder, image_encoder, text_decoder)
     for part in parts:

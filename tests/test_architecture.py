@@ -31,7 +31,7 @@ LAYERS = """
     checkpoints
     datasets
     distances metrics
-    modalities
+    modalities marking
     captions
     pretrained
     chains agreement likelihood

@@ -5,16 +5,27 @@ modality of several streams). What a user gives is checked here. This file knows
 """
 
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from unidiffuser.joint import Joint, modality_of
+from unidiffuser.joint import Joint, cat_joints, modality_of, streams_of
 from unidiffuser.modalities import Modality
 
 Known = dict[str, tuple[Tensor, Tensor]]
 """Stream -> (values (B, ...), which of them are known)."""
+
+
+@dataclass(frozen=True)
+class Latent:
+    """A value that is given by the streams it was decoded from: what a lossy codec loses is then not lost."""
+
+    raw: Any
+    """The decoded value, for people."""
+    streams: Mapping[str, Tensor]
+    """Full stream name -> (...), of this value alone."""
 
 
 class Codecs:
@@ -46,11 +57,20 @@ class Codecs:
         """
         joint: Joint = {}
         for name, raws in values.items():
-            codec = self[name]
-            checked = [codec.check(raw) for raw in raws]
-            streams = codec.encode(checked) if seeds is None else codec.encode_seeded(checked, seeds)
-            joint |= {_full(name, stream): x for stream, x in streams.items()}
+            joint |= self._encoded(name, raws, seeds)
         return joint
+
+    def _encoded(self, name: str, raws: list[Any], seeds: Sequence[int] | None) -> Joint:
+        """The streams of one modality."""
+        if len(raws) > 1 and any(isinstance(raw, Latent) for raw in raws):
+            rows = range(len(raws))
+            return cat_joints([self._encoded(name, [raws[k]], None if seeds is None else [seeds[k]]) for k in rows])
+        if raws and isinstance(raws[0], Latent):
+            return {stream: raws[0].streams[stream][None] for stream in streams_of(name, self.shapes)}
+        codec = self[name]
+        checked = [codec.check(raw) for raw in raws]
+        streams = codec.encode(checked) if seeds is None else codec.encode_seeded(checked, seeds)
+        return {_full(name, stream): x for stream, x in streams.items()}
 
     def decode(self, joint: Joint, seeds: Sequence[int] | None = None) -> dict[str, list[Any]]:
         """Streams (B, ...) as modality -> B raw values; a modality needs all its streams.
@@ -96,16 +116,21 @@ class Codecs:
 
     def whole(self, n: int, given: Mapping[str, Any]) -> dict[str, list[Any]]:
         """What is given whole, one value or a list of n for each modality, checked: n of each."""
-        values = {}
-        for name, value in given.items():
-            codec = self[name]
-            values[name] = [codec.check(raw) for raw in _rows(name, value, n)]
-        return values
+        return {name: [self._checked(name, raw) for raw in _rows(name, value, n)] for name, value in given.items()}
+
+    def _checked(self, name: str, raw: Any) -> Any:
+        if not isinstance(raw, Latent):
+            return self[name].check(raw)
+        shapes = {stream: tuple(x.shape) for stream, x in raw.streams.items()}
+        wanted = {stream: self.shapes[stream] for stream in streams_of(name, self.shapes)}
+        if shapes != wanted:
+            raise ValueError(f"the latent given for {name!r} has the streams {shapes}, but this model has {wanted}")
+        return raw
 
     def _known(self, name: str, raws: list[Any], mask: Any, seeds: Sequence[int]) -> Known:
         """What is known of a modality given in part."""
         codec = self[name]
-        parts = [codec.part(raw, mask) for raw in raws]
+        parts = [codec.part(raw.raw if isinstance(raw, Latent) else raw, mask) for raw in raws]
         clean = codec.encode_seeded([raw for raw, _ in parts], seeds)
         return {_full(name, s): (x, torch.stack([known[s] for _, known in parts])) for s, x in clean.items()}
 

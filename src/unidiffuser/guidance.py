@@ -85,7 +85,13 @@ class _Weak:
 
 
 def guided(
-    denoiser: Denoiser, roles: Roles, guidance: Guidance, noise: Callable[[], Joint], empty: Joint | None = None
+    denoiser: Denoiser,
+    roles: Roles,
+    guidance: Guidance,
+    noise: Callable[[], Joint],
+    empty: Joint | None = None,
+    *,
+    literal: bool = False,
 ) -> Denoiser:
     """A Denoiser that answers for the sampled modalities with guidance.
 
@@ -95,6 +101,8 @@ def guided(
         guidance: scales, interval and kind.
         noise: called once a weak branch; standard normal noise for every stream (B, ...), on the device of x_t.
         empty: for against="empty": every stream of every given modality -> its empty value, (1, ...) or (B, ...).
+        literal: evaluate a weak branch also while what it removes is noise at t = 1, as the released sampler does in
+            the first step of a joint: there the two branches differ by that noise alone.
 
     Raises:
         ValueError: a scale for a modality that does not exist, or a given modality without its empty value.
@@ -116,7 +124,7 @@ def guided(
         return weak_xt, weak_t
 
     def denoise(xt: Joint, t: dict[str, Tensor]) -> Joint:
-        active = _active(branches, guidance, t)
+        active = _active(branches, guidance, t, literal)
         if not active:
             return denoiser(xt, t)
         inputs = [(xt, t), *(weaken(branch, xt, t) for branch in active)]
@@ -148,12 +156,12 @@ def _weak_branches(roles: Roles, guidance: Guidance) -> list[_Weak]:
     return branches if len(roles.sampled) > 1 or roles.given else []
 
 
-def _active(branches: list[_Weak], guidance: Guidance, t: dict[str, Tensor]) -> list[_Weak]:
+def _active(branches: list[_Weak], guidance: Guidance, t: dict[str, Tensor], literal: bool) -> list[_Weak]:
     """The branches that can make a difference at these timesteps."""
     low, high = guidance.interval
     levels = torch.stack(list(t.values()))  # (M, B)
     acts = ((levels >= low) & (levels <= high) & (levels > 0)).any(1)
-    says = (levels < 1).any(1)
+    says = (levels < 1).any(1) | literal
     acting, saying = (dict(zip(t, row, strict=True)) for row in torch.stack([acts, says]).tolist())
     return [b for b in branches if any(acting[m] for m in b.guides) and any(saying[m] for m in b.removes)]
 

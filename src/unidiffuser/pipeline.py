@@ -19,7 +19,7 @@ import math
 import secrets
 from collections.abc import Callable, Collection, Mapping, Sequence
 from copy import copy
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, Self
@@ -31,10 +31,10 @@ from torch import Tensor
 from unidiffuser import chains, sampling
 from unidiffuser.agreement import pointwise_information
 from unidiffuser.checkpoints import Parts, Settings, box, native
-from unidiffuser.codecs import Codecs, Known
+from unidiffuser.codecs import Codecs, Known, Latent
 from unidiffuser.denoiser import Denoiser, NetworkDenoiser
 from unidiffuser.guidance import Guidance
-from unidiffuser.joint import MAX_SEED, Joint, batch_size, check_seeds, modality_of
+from unidiffuser.joint import MAX_SEED, Joint, batch_size, check_seeds, modality_of, streams_of
 from unidiffuser.lora import Additions, merge
 from unidiffuser.modalities import NAME, Modality
 from unidiffuser.networks import Network
@@ -67,11 +67,17 @@ class Sample:
     """With it, and the same settings, this sample comes again."""
     values: Mapping[str, Any]
     """Modality -> raw value."""
+    streams: Mapping[str, Tensor] = field(default_factory=dict, repr=False, compare=False)
+    """Stream -> (...): the latents that were sampled or given."""
 
     def __getitem__(self, name: str) -> Any:
         if name not in self.values:
             raise KeyError(f"this sample holds {', '.join(self.values)}, not {name!r}")
         return self.values[name]
+
+    def latent(self, name: str) -> Latent:
+        """One modality as `sample` takes it without decoding and encoding it again."""
+        return Latent(self[name], {stream: self.streams[stream] for stream in streams_of(name, self.streams)})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -163,17 +169,21 @@ class UniDiffuser:
         device: str | torch.device = "cpu",
         dtype: torch.dtype = torch.float32,
         low_memory: bool = False,
+        download: bool = False,
     ) -> Self:
-        """A saved model: the name of one in the box, or a folder.
+        """A saved model: the name of one in the box, a folder, or a repository of the Hugging Face hub ("owner/name").
 
         Args:
             device, dtype, low_memory: as for `to`.
+            download: whether a repository may be fetched; else only the hub's local cache is looked at.
 
         Raises:
             ModelError: it is missing, damaged, foreign or from a newer version.
             ValueError: there is no such device.
         """
-        loaded = cls.from_parts(native.read(box.find(model))).to(device, dtype, low_memory=low_memory)
+        loaded = cls.from_parts(native.read(box.find(model, download=download))).to(
+            device, dtype, low_memory=low_memory
+        )
         if not low_memory:
             loaded.part.wake()
         return loaded
@@ -367,7 +377,8 @@ class UniDiffuser:
             batch: samples drawn at a time; no effect on them.
             on_step: progress.
             watch: called with a `Glimpse` after every step; it may raise to cancel.
-            given: modality -> one raw value for all samples, or a list of n.
+            given: modality -> one raw value for all samples, or a list of n. A value that was sampled may be given by
+                its latents (`Sample.latent`).
 
         Returns:
             n samples with the raw values of what was sampled and given.
@@ -445,7 +456,8 @@ class UniDiffuser:
             options: as for `sample`; what else is given stays given at every link.
 
         Returns:
-            n chains; every link is a sample that holds what was sampled and what it was sampled from.
+            n chains; every link is a sample that holds what was sampled and what it was sampled from. Where a codec is
+            lossy a link is given the latents that the one before drew, not their decoding.
 
         Raises:
             ValueError: as for `sample`, or a sampled value that cannot be given, such as an empty sentence.
@@ -464,7 +476,8 @@ class UniDiffuser:
             assert name is not None
             link_seeds = chains.link_seeds(seeds, len(links))
             links.append(self.sample(name, n=n, seed=link_seeds, on_step=counted, **given))
-            value = [sample[name] for sample in links[-1]]
+            lossy = self.modalities[name].lossy
+            value = [sample.latent(name) if lossy else sample[name] for sample in links[-1]]
             if on_link:
                 on_link(len(links) - 1, links[-1])
         return [list(chain) for chain in zip(*links, strict=True)]
@@ -493,18 +506,21 @@ class UniDiffuser:
         frames = _whole("frames", frames, 2, MAX_STEPS)
         a, b = ({s: x.to(self.device) for s, x in self.encode(**end).items()} for end in (first, second))
         fractions = [k / (frames - 1) for k in range(frames)]
-        joints = chains.interpolate(
-            self.posterior,
-            self.process,
-            self.shapes,
-            a,
-            b,
-            of or tuple(first),
-            fractions,
-            seeds_from(seed, 1),
-            steps=_whole("steps", steps, 1, MAX_STEPS),
-            device=self.device,
-        )
+        with (self.critic_part or self.part).loaded():
+            joints = list(
+                chains.interpolate(
+                    self.posterior,
+                    self.process,
+                    self.shapes,
+                    a,
+                    b,
+                    of or tuple(first),
+                    fractions,
+                    seeds_from(seed, 1),
+                    steps=_whole("steps", steps, 1, MAX_STEPS),
+                    device=self.device,
+                )
+            )
         values = [{name: raws[0] for name, raws in self.decode(joint).items()} for joint in joints]
         return [Sample(seed, value) for value in values]
 
@@ -527,9 +543,10 @@ class UniDiffuser:
         self.codecs.check_names((of, about))
         joint = {s: x.to(self.device) for s, x in self.encode(**given).items()}
         seeds = seeds_from(seed, batch_size(joint))
-        found = pointwise_information(
-            self.posterior, self.process, self.shapes, joint, of, about, seeds, samples=samples, batch=batch
-        )
+        with (self.critic_part or self.part).loaded():
+            found = pointwise_information(
+                self.posterior, self.process, self.shapes, joint, of, about, seeds, samples=samples, batch=batch
+            )
         # A grid's channels are no places: their bits are added up. So are those of the numbers of a token.
         maps = {s: bits.sum(1 if bits.ndim == 4 else -1).cpu().numpy() for s, bits in found.maps.items()}
         return [
@@ -619,11 +636,18 @@ class UniDiffuser:
 
     def _samples(self, plan: "_Plan", joint: Joint, seeds: list[int], rows: slice) -> list[Sample]:
         """Raw values of one batch: what was given as it was given, what was sampled decoded."""
-        values = {name: raws[rows] for name, raws in plan.given.items()}
+        values = {
+            name: [raw.raw if isinstance(raw, Latent) else raw for raw in raws[rows]]
+            for name, raws in plan.given.items()
+        }
         sampled = {s: x for s, x in joint.items() if modality_of(s) in plan.roles.sampled}
         values |= self.codecs.decode(sampled, seeds)
         order = [name for name in self.modalities if name in values]
-        return [Sample(seed, {name: values[name][k] for name in order}) for k, seed in enumerate(seeds)]
+        streams = {s: x.cpu() for s, x in joint.items()}
+        return [
+            Sample(seed, {name: values[name][k] for name in order}, {s: x[k] for s, x in streams.items()})
+            for k, seed in enumerate(seeds)
+        ]
 
     def _checked_timesteps(self, batch: int, timesteps: Mapping[str, Tensor | float]) -> dict[str, Tensor]:
         if set(timesteps) != set(self.modalities):

@@ -21,12 +21,16 @@ MAX_NUMBER, MAX_LAYERS, MAX_LEVELS = 1_000_000, 200, 8
 LAYERS = ("num_hidden_layers", "n_layer", "layers_per_block")
 
 
+class MissingPackage(ValueError):
+    """An optional package is not installed; the message says how to install it."""
+
+
 def library(name: str, purpose: str) -> Any:
-    """An optional library; ValueError with the cure if it is not installed."""
+    """An optional library; MissingPackage if it is not installed."""
     try:
         return importlib.import_module(name)
     except ImportError as error:
-        raise ValueError(
+        raise MissingPackage(
             f"{purpose} needs the package {name!r}, which is not installed; run: pip install 'unidiffuser[released]'"
         ) from error
 
@@ -134,14 +138,17 @@ def asleep(kind: str, settings: Any, weights: Mapping[str, Tensor]) -> Offloaded
         weights: name as `Architecture.name` gives it -> tensor.
 
     Raises:
-        ValueError: settings that are not the row's, weights that are not those of the settings, no library.
+        ValueError: settings that are not the row's, weights that are not those of the settings.
+        MissingPackage: the library that makes it is not installed.
     """
     row, weights = ARCHITECTURES[kind], Weights.of(weights)
     check_settings(kind, settings)
     try:
         with torch.device("meta"):
             module = row.build(dict(settings))
-    except (TypeError, RuntimeError, ArithmeticError, KeyError, AttributeError) as error:
+    except MissingPackage:
+        raise
+    except (TypeError, ValueError, RuntimeError, ArithmeticError, LookupError, AttributeError) as error:
         raise ValueError(f"the settings of the {row.what} do not go together ({error})") from error
     names = {key: row.name(key) for key in module.state_dict()}
     shapes = {row.name(key): tuple(x.shape) for key, x in module.state_dict().items()}

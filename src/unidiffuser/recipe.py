@@ -7,7 +7,7 @@ A PNG carries it four times:
     "unidiffuser"            iTXt, JSON: the recipe, at most 64 KB
     "parameters"             the line that other tools show
     "Software"               who wrote it
-    "XML:com.adobe.xmp"      IPTC digital source type: made by a trained model
+    "XML:com.adobe.xmp"      the mark of synthetic pictures (`marking`)
 
 Read back, a recipe is what a stranger wrote: every field is checked, and no path or address in it is ever followed.
 This file knows no model; it does not sample.
@@ -26,6 +26,8 @@ from typing import Any
 import PIL.Image
 from PIL.PngImagePlugin import PngInfo
 
+from unidiffuser.codecs import Latent
+from unidiffuser.marking import mark_info
 from unidiffuser.modalities.image import open_picture
 
 FORMAT = 1
@@ -36,14 +38,6 @@ MAX_FILE = 64 * 2**20
 MAX_TEXT = 20_000
 MAX_NUMBERS = 4096
 DTYPES = ("float32", "bfloat16", "float16")
-XMP = (
-    '<?xpacket begin="" id="W5M0MpCehiHzreSzNTczkc9d"?><x:xmpmeta xmlns:x="adobe:ns:meta/"><rdf:RDF '
-    'xmlns:rdf="http://www.w3.org/1999/02/22-rdf-syntax-ns#"><rdf:Description rdf:about="" '
-    'xmlns:Iptc4xmpExt="http://iptc.org/std/Iptc4xmpExt/2008-02-29/" Iptc4xmpExt:DigitalSourceType='
-    '"http://cv.iptc.org/newscodes/digitalsourcetype/trainedAlgorithmicMedia"/></rdf:RDF></x:xmpmeta>'
-    '<?xpacket end="r"?>'
-)
-
 Picture = PIL.Image.Image
 
 
@@ -60,7 +54,8 @@ class Recipe:
     sampled: tuple[str, ...]
     """The modalities that were sampled."""
     given: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
-    """Modality -> {"text": ...}, {"numbers": [...]} or {"sha256": ..., "png": base64, absent if it is too large}."""
+    """Modality -> {"text": ..., "sha256" of its latent if that was given}, {"numbers": [...]} or {"sha256": ..., "png":
+    base64, absent if it is too large}."""
     masks: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     """Modality given in part -> its mask, a picture like a given one."""
     seed: int
@@ -84,7 +79,7 @@ class Recipe:
     dtype: str = "float32"
     """The numbers of the large parts."""
     pixels: str = ""
-    """The `fingerprint` of the picture that carries this recipe."""
+    """The `fingerprint` of the picture that carries this recipe, before any words were drawn into it."""
 
 
 def fingerprint(picture: Picture) -> str:
@@ -94,7 +89,11 @@ def fingerprint(picture: Picture) -> str:
 
 
 def given_entry(media_type: str, raw: Any) -> dict[str, Any]:
-    """What a recipe keeps of a given raw value."""
+    """What a recipe keeps of a given raw value, or of latents: their hash, and what they say if that is text."""
+    if isinstance(raw, Latent):
+        tensors = b"".join(raw.streams[stream].float().numpy().tobytes() for stream in sorted(raw.streams))
+        words = {"text": raw.raw} if media_type == "text" else {}
+        return {**words, "sha256": hashlib.sha256(tensors).hexdigest()}
     if media_type == "text":
         return {"text": raw}
     if media_type == "image":
@@ -109,6 +108,11 @@ def given_entry(media_type: str, raw: Any) -> dict[str, Any]:
 
 def given_value(name: str, entry: Mapping[str, Any]) -> Any:
     """The raw value that a recipe keeps; ValueError if it keeps only the hash."""
+    if "text" in entry and "sha256" in entry:
+        raise ValueError(
+            f"the given {name!r} was a link of a chain, of whose latent the recipe keeps only the hash; run the chain "
+            f"again, or give its words (--{name})"
+        )
     if "text" in entry:
         return entry["text"]
     if "numbers" in entry:
@@ -128,11 +132,10 @@ def png_info(recipe: Recipe) -> PngInfo:
     text = json.dumps({"format": FORMAT, **asdict(recipe)}, ensure_ascii=False, allow_nan=False)
     if len(text.encode()) > MAX_RECIPE:
         text = json.dumps({"format": FORMAT, **asdict(_without_pictures(recipe))}, ensure_ascii=False, allow_nan=False)
-    info = PngInfo()
+    info = mark_info()
     info.add_itxt(KEY, text)
     info.add_itxt("parameters", parameters_line(recipe))
     info.add_itxt("Software", f"unidiffuser {recipe.library}")
-    info.add_itxt("XML:com.adobe.xmp", XMP)
     return info
 
 
@@ -212,10 +215,11 @@ def _is_whole(value: Any) -> bool:
 
 
 def _is_entry(entry: Any) -> bool:
-    """One of the three forms that `given_entry` makes."""
+    """One of the forms that `given_entry` makes."""
     match entry:
         case {"text": str(text), **rest}:
-            return not rest and len(text) <= MAX_TEXT
+            hashed = set(rest) == {"sha256"} and _is_hash(rest["sha256"])
+            return (not rest or hashed) and len(text) <= MAX_TEXT
         case {"numbers": list(numbers), **rest}:
             return not rest and len(numbers) <= MAX_NUMBERS and all(map(_is_number, numbers))
         case {"sha256": sha, "png": str(png), **rest}:

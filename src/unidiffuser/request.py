@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
+from unidiffuser.codecs import Latent
 from unidiffuser.guidance import Guidance
 from unidiffuser.pipeline import Glimpse, Progress, Sample, Scale, UniDiffuser
 from unidiffuser.recipe import Recipe, fingerprint, given_entry, given_value
@@ -92,10 +93,12 @@ class Request:
             **self.given,
         )
 
-    def link(self, link: int, sample: Sample) -> "Request":
+    def link(self, model: UniDiffuser, link: int, sample: Sample) -> "Request":
         """The request that makes one link of a chain again."""
         name = self.names[link]
         given = {other: value for other, value in sample.values.items() if other != name}
+        if link > (self.names[0] in self.given) and model.modalities[before := self.names[link - 1]].lossy:
+            given[before] = sample.latent(before)
         return replace(self, names=(name,), given=given, n=1, seed=sample.seed)
 
     def recipe(self, model: UniDiffuser, sample: Sample, library: str) -> Recipe:
@@ -103,7 +106,8 @@ class Request:
         settings = model.choose(self.steps, self.solver, self.guidance, self.label, self.reuse)
         codecs = model.modalities
         pictures = [sample[name] for name in self.names if codecs[name].media_type == "image"]
-        whole = {name: raw if name in self.names else sample[name] for name, raw in self.given.items()}
+        asis = {name for name, raw in self.given.items() if name in self.names or isinstance(raw, Latent)}
+        whole = {name: raw if name in asis else sample[name] for name, raw in self.given.items()}
         return Recipe(
             model=model.name,
             model_sha256=model.digest,

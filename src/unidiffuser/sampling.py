@@ -138,7 +138,8 @@ def sample(
         origin: the clean streams, (B, ...), of the sampled modalities in `near`.
         near: sampled modality -> the timestep, above `end`, to which its origin is noised and at which it starts.
         start: noise (B, ...) to start all sampled streams from, instead of the seeds' own.
-        fresh_noise: draw the noise of ignored modalities anew at each evaluation, as the released sampler does.
+        fresh_noise: draw the noise of ignored modalities anew at each evaluation, and guide where only that noise can
+            make a difference, as the released sampler does.
         resample: extra rounds a step where something is known in part, 0 to 100; each costs as much as the step.
         device: where to compute; noise is drawn on the CPU.
         dtype: of the sampled streams.
@@ -293,7 +294,7 @@ class _Setting:
             return self.noise(self.shapes, f"ignored/{next(drawn)}") if self.fresh_noise else fixed
 
         held = self.held()
-        guide = guided(self.denoiser, self.roles, self.guidance, pure_noise, self.empty)
+        guide = guided(self.denoiser, self.roles, self.guidance, pure_noise, self.empty, literal=self.fresh_noise)
         tensors = {m: t.to(self.device, self.dtype) for m, t in timesteps.items()}
         still = {m: torch.full((batch,), t, device=self.device, dtype=self.dtype) for m, t in self.roles.held.items()}
 

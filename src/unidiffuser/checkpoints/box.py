@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from unidiffuser.checkpoints import ModelError
+from unidiffuser.checkpoints import ModelError, hub
 from unidiffuser.checkpoints.native import CONFIG
 
 BOX = Path(__file__).parents[1] / "models"
@@ -13,15 +13,15 @@ def names() -> list[str]:
     return sorted(folder.name for folder in BOX.iterdir() if (folder / CONFIG).is_file()) if BOX.is_dir() else []
 
 
-def find(model: str | Path) -> Path:
-    """The folder of a model in the box, or the folder given.
+def find(model: str | Path, *, download: bool = False) -> Path:
+    """The folder of a model in the box, the folder given, or that of a repository of the hub (`hub.locate`).
 
     Raises:
-        ModelError: what looks like a name is not in the box.
+        ModelError: what looks like a name is not in the box, or a repository is not in the local cache.
     """
     if str(model) in names():
         return BOX / str(model)
-    folder = Path(model)
+    folder = hub.locate(model, download=download)
     if not folder.exists() and folder.name == str(model) and not folder.suffix:
         raise ModelError(
             f"there is no model {str(model)!r}; in the box: {', '.join(names()) or 'none'}; or give a model's folder"

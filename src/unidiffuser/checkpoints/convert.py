@@ -15,24 +15,6 @@ from unidiffuser.checkpoints.released import parts_of
 TARGETS = ("native", "diffusers")
 
 
-def locate(source: str | Path, *, download: bool = False) -> Path:
-    """The folder of a model: a path, or a repository of the hub that is in the local cache or may be fetched.
-
-    Raises:
-        ModelError: it is neither.
-    """
-    folder = Path(source)
-    if folder.exists() or not hub.REPOSITORY.fullmatch(str(source)):
-        return folder
-    found = hub.snapshot(str(source), download=download)
-    if found is None:
-        raise ModelError(
-            f"there is no folder {source}, and no repository of that name in the local cache of the hub; "
-            "allow it to be fetched (--download), or give a folder"
-        )
-    return found
-
-
 def read(
     source: str | Path,
     *,
@@ -49,7 +31,7 @@ def read(
     Raises:
         ModelError: no such folder, no format that is known, or a fault that the format names.
     """
-    folder = locate(source, download=download)
+    folder = hub.locate(source, download=download)
     if (folder / native.CONFIG).is_file() and (folder / native.CHECKSUMS).is_file():
         return native.read(folder), []
     if diffusers.recognises(folder):
@@ -70,11 +52,11 @@ def write(
     """Write a model in a format of `TARGETS`.
 
     Raises:
-        ValueError: an unknown format, a place that is taken, a number format that the target does not have.
+        ValueError: an unknown format, or a place that is taken.
     """
     if target not in TARGETS:
         raise ValueError(f"there is no format {target!r} to write; there are {', '.join(TARGETS)}")
     if target == "native":
         native.write(folder, parts, stored=stored, force=force)
     else:
-        diffusers.write(folder, parts)
+        diffusers.write(folder, parts, stored=native.DTYPES[stored])

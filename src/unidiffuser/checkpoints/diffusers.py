@@ -7,7 +7,9 @@ model_index.json is looked at only to see that the folder is a UniDiffuser: the 
 """
 
 import json
+import os
 import re
+import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -21,12 +23,13 @@ from unidiffuser.checkpoints import diffusers_configs as configs
 from unidiffuser.checkpoints.released import Pieces
 from unidiffuser.checkpoints.suspect import AGAIN, listed, read_json
 from unidiffuser.checkpoints.tables import find_weights, read_component_config, read_table
+from unidiffuser.modalities import check_whole
 from unidiffuser.modalities.clip_text import ClipText
 from unidiffuser.modalities.stable_diffusion import StableDiffusion
 from unidiffuser.networks.uvit import UViT, UViTConfig
 from unidiffuser.offload import Weights
 
-INDEX = "model_index.json"
+INDEX, STEM = "model_index.json", "diffusion_pytorch_model"
 NAMES = {
     "position": "pos_embed",
     "label_position": "data_type_pos_embed_token",
@@ -48,6 +51,11 @@ BLOCK_NAMES = {
     "mlp.2": "ff.net.2",
 }
 """Our name inside a block -> theirs."""
+NUMBERS = (
+    "num_text_tokens", "text_dim", "clip_img_dim", "in_channels", "sample_size", "num_attention_heads",
+    "attention_head_dim", "num_layers", "patch_size",
+)  # fmt: skip
+"""The settings that describe the network."""
 SKIP_NAMES = {"skip": "skip.skip_linear", "skip_norm": "skip.norm"}
 QKV = tuple(f"attn1.to_{letter}.weight" for letter in "qkv")
 
@@ -84,8 +92,8 @@ def read(folder: Path) -> Pieces:
     )
 
 
-def write(folder: Path, parts: Parts) -> None:
-    """Write a model as a diffusers folder, in float32 safetensors.
+def write(folder: Path, parts: Parts, *, stored: torch.dtype = torch.float32) -> None:
+    """Write a model as a diffusers folder of safetensors, all or nothing.
 
     Raises:
         ModelError: it is no released model, or was converted without a part.
@@ -101,25 +109,43 @@ def write(folder: Path, parts: Parts) -> None:
         raise ModelError(f"{parts.name} was converted without {', '.join(lacking)}; a diffusers folder needs them all")
     if folder.exists():
         raise ValueError(f"{folder} is there already; choose another place")
+    fresh = folder.with_name(f".{folder.name}.new-{os.getpid()}")
+    try:
+        _write_networks(fresh, parts, image, text, stored)
+        _write_texts(fresh, pictures, sentences)
+        fresh.rename(folder)
+    finally:
+        shutil.rmtree(fresh, ignore_errors=True)
+
+
+def _write_networks(folder: Path, parts: Parts, image: StableDiffusion, text: ClipText, stored: torch.dtype) -> None:
+    """The five components that have weights."""
+    assert isinstance(parts.network.config, UViTConfig)
+    pictures, sentences = image.config(), text.config()
     weights = Weights.of(parts.weights or parts.network.state_dict())
     captions = {f"transformer.transformer.{n}": x for n, x in text.weights.under("decoder.").items()}
     captions["transformer.lm_head.weight"] = captions["transformer.transformer.wte.weight"]
     captions |= {n: x for n, x in text.weights.items() if n.startswith(("encode_prefix.", "decode_prefix."))}
     encoder = {f"text_model.{n}": x for n, x in text.weights.under("encoder.").items()}
-    _component(folder / "unet", configs.unet(network), _foreign(weights), "diffusion_pytorch_model")
-    _component(
-        folder / "vae", configs.vae(pictures), dict(image.weights.under("autoencoder.")), "diffusion_pytorch_model"
-    )
-    _component(folder / "text_encoder", configs.clip("text", sentences["encoder"]), encoder, "model")
     vision = configs.clip("vision", pictures["vision"])
-    _component(folder / "image_encoder", vision, dict(image.weights.under("vision.")), "model")
-    _component(folder / "text_decoder", configs.decoder(sentences), captions, "diffusion_pytorch_model")
-    _write_tokenizer(
-        folder / "clip_tokenizer", "CLIPTokenizer", sentences["clip_tokenizer"], {"pad_token": sentences["pad"]}
-    )
-    _write_tokenizer(
-        folder / "text_tokenizer", "GPT2Tokenizer", sentences["gpt2_tokenizer"], {"eos_token": sentences["end"]}
-    )
+    components: dict[str, tuple[Mapping[str, Any], Mapping[str, Tensor], str]] = {
+        "unet": (configs.unet(parts.network.config), _foreign(weights), STEM),
+        "vae": (configs.vae(pictures), image.weights.under("autoencoder."), STEM),
+        "text_encoder": (configs.clip("text", sentences["encoder"]), encoder, "model"),
+        "image_encoder": (vision, image.weights.under("vision."), "model"),
+        "text_decoder": (configs.decoder(sentences), captions, STEM),
+    }
+    for name, (config, tensors, stem) in components.items():
+        _write_json(folder / name / "config.json", config)
+        # Each is a copy: two names of one tensor would share memory, which the format refuses.
+        table = {n: x.to(stored, copy=True).contiguous() for n, x in tensors.items()}
+        save_file(table, folder / name / f"{stem}.safetensors", metadata={"format": "pt"})
+
+
+def _write_texts(folder: Path, pictures: Mapping[str, Any], sentences: Mapping[str, Any]) -> None:
+    """Tokenizers and settings."""
+    _write_tokenizer(folder / "clip_tokenizer", "CLIPTokenizer", sentences, {"pad_token": "pad"}, "encoder")
+    _write_tokenizer(folder / "text_tokenizer", "GPT2Tokenizer", sentences, {"eos_token": "end"}, "decoder")
     _write_json(folder / "clip_image_processor" / "preprocessor_config.json", configs.processor(pictures))
     _write_json(folder / "scheduler" / "scheduler_config.json", configs.SCHEDULER)
     _write_json(folder / INDEX, configs.MODEL_INDEX)
@@ -132,6 +158,8 @@ def _network(folder: Path) -> UViTConfig:
     if different := [name for name, value in odd.items() if said.get(name, value) != value]:
         raise ModelError(f"{folder} is no network of the released kind: it differs in {', '.join(different)}")
     try:
+        for name in NUMBERS:
+            check_whole(name, said[name], 1, 10**6)
         channels, size = said["in_channels"], said["sample_size"]
         return UViTConfig(
             streams={
@@ -170,6 +198,8 @@ def _theirs(ours: str) -> tuple[str, ...]:
 
 def _translated(config: UViTConfig, theirs: Weights) -> Weights:
     """Their weights under our names; what is missing stays missing."""
+    if config.depth > len(theirs):
+        raise ModelError(f"the network is said to have {config.depth} layers, and has {len(theirs)} weights; {AGAIN}")
     with torch.device("meta"):
         ours = UViT(config).state_dict()
     names = {name: _theirs(name) for name in ours}
@@ -180,10 +210,10 @@ def _translated(config: UViTConfig, theirs: Weights) -> Weights:
     whole = {name: sources for name, sources in names.items() if all(source in theirs for source in sources)}
     shapes = {}
     for name, sources in whole.items():
-        first, *rest = theirs.shapes[sources[0]]
-        shapes[name] = (
-            (sum(theirs.shapes[source][0] for source in sources), *rest) if len(sources) > 1 else (first, *rest)
-        )
+        first, *others = (theirs.shapes[source] for source in sources)
+        if any(other != first for other in others):
+            raise ModelError(f"the network's weights {listed(list(sources))} differ in shape; {AGAIN}")
+        shapes[name] = (first[0] * len(sources), *first[1:])
     return Weights(shapes, lambda name: _joined([theirs[source] for source in whole[name]]))
 
 
@@ -219,19 +249,18 @@ def _if_there(folder: Path, read: Any) -> Any:
     return read(folder) if folder.is_dir() else None
 
 
-def _component(folder: Path, config: Mapping[str, Any], tensors: Mapping[str, Tensor], stem: str) -> None:
-    _write_json(folder / "config.json", config)
-    table = {name: x.float().clone().contiguous() for name, x in tensors.items()}
-    save_file(table, folder / f"{stem}.safetensors", metadata={"format": "pt"})
-
-
-def _write_tokenizer(folder: Path, owner: str, saved: Mapping[str, Any], special: Mapping[str, int]) -> None:
-    """tokenizer.json, and the older pair of vocab.json and merges.txt."""
+def _write_tokenizer(
+    folder: Path, owner: str, sentences: Mapping[str, Any], special: Mapping[str, str], part: str
+) -> None:
+    """tokenizer.json, and the older pair of vocab.json and merges.txt. special: their name -> ours of a token."""
+    saved = sentences["clip_tokenizer" if part == "encoder" else "gpt2_tokenizer"]
     _write_json(folder / "tokenizer.json", saved)
     _write_json(folder / "vocab.json", saved["model"]["vocab"])
     merges = [merge if isinstance(merge, str) else " ".join(merge) for merge in saved["model"]["merges"]]
     (folder / "merges.txt").write_text("\n".join(["#version: 0.2", *merges, ""]), encoding="utf-8")
-    _write_json(folder / "tokenizer_config.json", configs.tokenizer(owner, saved, special))
+    length = sentences[part]["max_position_embeddings" if part == "encoder" else "n_positions"]
+    numbers = {theirs: sentences[ours] for theirs, ours in special.items()}
+    _write_json(folder / "tokenizer_config.json", configs.tokenizer(owner, saved, numbers, length))
 
 
 def _write_json(path: Path, value: Mapping[str, Any]) -> None:

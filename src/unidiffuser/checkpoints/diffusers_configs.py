@@ -6,6 +6,7 @@ from typing import Any
 from unidiffuser.modalities.stable_diffusion import CLIP_MEAN, CLIP_STD
 from unidiffuser.networks.uvit import UViTConfig
 
+# Its own files name the library "unidiffuser" for two of the parts, which diffusers finds no longer, or finds us.
 MODEL_INDEX = {
     "_class_name": "UniDiffuserPipeline",
     "_diffusers_version": "0.33.1",
@@ -13,10 +14,10 @@ MODEL_INDEX = {
     "clip_tokenizer": ["transformers", "CLIPTokenizer"],
     "image_encoder": ["transformers", "CLIPVisionModelWithProjection"],
     "scheduler": ["diffusers", "DPMSolverMultistepScheduler"],
-    "text_decoder": ["unidiffuser", "UniDiffuserTextDecoder"],
+    "text_decoder": ["diffusers", "UniDiffuserTextDecoder"],
     "text_encoder": ["transformers", "CLIPTextModel"],
     "text_tokenizer": ["transformers", "GPT2Tokenizer"],
-    "unet": ["unidiffuser", "UniDiffuserModel"],
+    "unet": ["diffusers", "UniDiffuserModel"],
     "vae": ["diffusers", "AutoencoderKL"],
 }
 SCHEDULER = {
@@ -109,8 +110,12 @@ def processor(pictures: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def tokenizer(owner: str, saved: Mapping[str, Any], special: Mapping[str, int]) -> dict[str, Any]:
-    """Of a tokenizer: its class, and its special tokens by their numbers."""
+def tokenizer(owner: str, saved: Mapping[str, Any], special: Mapping[str, int], length: int) -> dict[str, Any]:
+    """Of a tokenizer: its class, its special tokens by their numbers, and the most tokens that its model takes."""
     by_number = {number: token for token, number in saved["model"]["vocab"].items()}
     by_number |= {added["id"]: added["content"] for added in saved.get("added_tokens", [])}
-    return {"tokenizer_class": owner, **{name: by_number[number] for name, number in special.items()}}
+    return {
+        "tokenizer_class": owner,
+        "model_max_length": length,
+        **{name: by_number[number] for name, number in special.items()},
+    }

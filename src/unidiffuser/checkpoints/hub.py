@@ -19,6 +19,8 @@ from unidiffuser.checkpoints.tables import find_weights, read_component_config, 
 from unidiffuser.offload import Weights
 from unidiffuser.pretrained import ARCHITECTURES, library
 
+TWICE = ["*.pth", "*.ckpt"]
+"""What a repository holds beside a folder with the same weights, and what is then not fetched."""
 REPOSITORY = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*/[A-Za-z0-9][A-Za-z0-9._-]*")
 PLACES: Mapping[str, tuple[str, tuple[str, ...]]] = {
     "encoder": ("openai/clip-vit-large-patch14", ("text_encoder", "clip_text", "clip-vit-large-patch14")),
@@ -37,11 +39,32 @@ def snapshot(repository: str, *, download: bool = False) -> Path | None:
     """
     hub = library("huggingface_hub", "a model of the hub")
     try:
-        return Path(hub.snapshot_download(repository, local_files_only=not download))
+        folder = Path(hub.snapshot_download(repository, local_files_only=not download, ignore_patterns=TWICE))
+        if download and not any((folder / name).is_file() for name in ("config.json", "model_index.json")):
+            folder = Path(hub.snapshot_download(repository))
+        return folder
     except Exception as error:  # the hub's library has a dozen classes for what may go wrong
         if not download:
             return None
         raise ModelError(f"{repository} could not be fetched from the hub ({one_line(error)})") from error
+
+
+def locate(source: str | Path, *, download: bool = False) -> Path:
+    """The folder of a model: a path, or a repository of the hub that is in the local cache or may be fetched.
+
+    Raises:
+        ModelError: it looks like a repository and is neither there nor may be fetched.
+    """
+    folder = Path(source)
+    if folder.exists() or not REPOSITORY.fullmatch(str(source)):
+        return folder
+    found = snapshot(str(source), download=download)
+    if found is None:
+        raise ModelError(
+            f"there is no model folder {source}, and no repository of that name in the local cache of the hub; "
+            "allow it to be fetched (--download, download=True), or give a folder"
+        )
+    return found
 
 
 def beside(folder: Path, component: str, given: Path | None = None) -> Path | None:
@@ -136,16 +159,21 @@ def gpt2_tokenizer(folder: Path, end: int | None = None) -> Reader:
 
 
 def _tokenizer(folder: Path, owner: str) -> Tokenizer:
-    """A tokenizer from tokenizer.json, or from vocab.json and merges.txt as the library reads them."""
+    """A tokenizer from tokenizer.json, or from vocab.json and merges.txt as the library reads them.
+
+    What it was last told to cut and pad to is forgotten.
+    """
     try:
         if (folder / "tokenizer.json").is_file():
-            return Tokenizer.from_file(str(folder / "tokenizer.json"))
-        made = getattr(library("transformers", "a tokenizer"), owner).from_pretrained(folder, local_files_only=True)
-        return Tokenizer.from_str(made.backend_tokenizer.to_str())
-    except ValueError:
-        raise
+            tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
+        else:
+            made = getattr(library("transformers", "a tokenizer"), owner).from_pretrained(folder, local_files_only=True)
+            tokenizer = Tokenizer.from_str(made.backend_tokenizer.to_str())
     except Exception as error:  # both libraries raise bare exceptions
         raise ModelError(f"{folder} does not hold a tokenizer ({one_line(error)}); {AGAIN}") from error
+    tokenizer.no_truncation()
+    tokenizer.no_padding()
+    return tokenizer
 
 
 def _special(folder: Path, name: str) -> str | None:

@@ -210,14 +210,15 @@ def _check_folder(folder: Path) -> None:
     if folder.suffix.lower() in PICKLES or (folder.is_dir() and not (folder / CONFIG).exists() and _pickle_in(folder)):
         raise ModelError(
             f"{folder} is a pickle, which can run code when it is opened, so it is never read; "
-            "convert it to safetensors first and give the folder with config.json and model.safetensors"
+            "convert it to safetensors first (unidiffuser convert does, for a released UniDiffuser) and give the "
+            "folder with config.json and model.safetensors"
         )
     if folder.is_file():
         raise ModelError(f"{folder} is a file; give the folder that holds {CONFIG} and {WEIGHTS}")
     if not folder.is_dir():
         raise ModelError(f"there is no model folder {folder}; give a folder that holds {CONFIG} and {WEIGHTS}")
     if (folder / "model_index.json").exists():
-        raise ModelError(f"{folder} is a diffusers pipeline (it has model_index.json); convert it first")
+        raise ModelError(f"{folder} is a diffusers pipeline; run: unidiffuser convert {folder} NEW_FOLDER")
     for name in (CONFIG, WEIGHTS, CHECKSUMS):
         if not (folder / name).is_file():
             raise ModelError(f"{folder} is not a whole model: {name} is missing; {AGAIN}")

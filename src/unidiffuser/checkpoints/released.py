@@ -24,7 +24,7 @@ from unidiffuser.modalities.clip_text import ClipText
 from unidiffuser.modalities.stable_diffusion import StableDiffusion
 from unidiffuser.networks.uvit import UViT, UViTConfig
 from unidiffuser.offload import Weights
-from unidiffuser.pretrained import ARCHITECTURES
+from unidiffuser.pretrained import ARCHITECTURES, MissingPackage
 
 SETTINGS = Settings(steps=50, solver="dpm_single_3", end=0.001, guidance=Guidance(scale=7.0), fresh_noise=True)
 
@@ -119,6 +119,8 @@ def parts_of(pieces: Pieces) -> Parts:
             "image": StableDiffusion.restore(image, image_state),
             "text": ClipText.restore(text, text_state),
         }
+    except MissingPackage:
+        raise
     except ValueError as error:
         raise ModelError(f"the parts of this model do not fit: {error}") from error
     return Parts(

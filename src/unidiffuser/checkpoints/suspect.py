@@ -12,6 +12,7 @@ from typing import Any
 
 from unidiffuser import strict_json
 from unidiffuser.checkpoints import ModelError
+from unidiffuser.pretrained import MissingPackage
 
 MAX_JSON = 16 * 2**20
 MAX_HEADER = 16 * 2**20
@@ -34,7 +35,7 @@ class naming:
         return None
 
     def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
-        if isinstance(error, ModelError):
+        if isinstance(error, ModelError | MissingPackage):
             return
         if isinstance(error, ValueError | TypeError | KeyError | RuntimeError):
             raise ModelError(f"{self.path} does not describe a model: {one_line(error)}; {AGAIN}") from error

@@ -21,18 +21,20 @@ from unidiffuser.offload import Weights
 
 NESTED = ("state_dict", "model")
 STEMS = ("diffusion_pytorch_model", "model", "pytorch_model")
-ENDINGS = (".safetensors", ".safetensors.index.json", ".bin")
+ENDINGS = ("{}.safetensors", ".safetensors.index{}.json", "{}.safetensors.index.json", "{}.bin", ".bin.index{}.json")
+"""What follows a stem; {} stands for a variant."""
+VARIANTS = ("", ".fp32", ".bf16", ".fp16")
 
 
 def read_table(path: Path) -> Weights:
-    """The tensors of a .safetensors file, of its shards (.index.json), or of a pickle.
+    """The tensors of a .safetensors file, of a pickle, or of the shards of either that an index (.json) names.
 
     Raises:
         ModelError: the file is missing, damaged, something else, or holds more than tensors.
     """
     if not path.is_file():
         raise ModelError(f"there is no file {path}; {AGAIN}")
-    if path.name.endswith(".index.json"):
+    if path.suffix == ".json":
         return _shards(path)
     if path.suffix == ".safetensors":
         return _safetensors(path)
@@ -98,10 +100,9 @@ def read_component_config(folder: Path, *names: str) -> dict[str, Any]:
 
 
 def find_weights(folder: Path) -> Path:
-    """The file of the weights in a component's folder: whole precision before half, safetensors before pickles."""
-    stems = [f"{stem}{variant}" for variant in ("", ".fp16") for stem in STEMS]
-    names = [f"{stem}{ending}" for stem in stems for ending in ENDINGS]
+    """The weights in a component's folder, a file or an index of shards: whole numbers before half, no pickle first."""
+    names = [stem + ending.format(variant) for variant in VARIANTS for stem in STEMS for ending in ENDINGS]
     found = next((name for name in names if (folder / name).is_file()), None)
     if found is None:
-        raise ModelError(f"{folder} holds no weights (such as {STEMS[0]}{ENDINGS[0]}); {AGAIN}")
+        raise ModelError(f"{folder} holds no weights (such as {STEMS[0]}.safetensors); {AGAIN}")
     return folder / found

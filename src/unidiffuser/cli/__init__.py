@@ -26,7 +26,6 @@ from unidiffuser.cli.terminal import Terminal, Verb, guarded
 
 def sample(args: argparse.Namespace, terminal: Terminal) -> int:
     """Draw samples of the named modalities, given the values of others; all else is ignored."""
-    from unidiffuser.cli.outputs import Outputs
     from unidiffuser.recipe import read_recipe
     from unidiffuser.request import Request, made_alike, request_of
 
@@ -41,7 +40,7 @@ def sample(args: argparse.Namespace, terminal: Terminal) -> int:
             f"{args.like} shows {', '.join(asked.names)} and not {', '.join(strangers)}; name one of those"
         )
     written = any(model.modalities[name].media_type != "text" for name in shown)
-    outputs = Outputs(folder=flags.folder_of(args, written), codecs=model.modalities, force=args.force)
+    outputs = flags.outputs(args, written, model)
     stems = [f"{k:04d}" for k in range(asked.n)]
     outputs.reserve((stem, shown) for stem in stems)
     started = time.monotonic()
@@ -50,7 +49,7 @@ def sample(args: argparse.Namespace, terminal: Terminal) -> int:
     answer: dict[str, Any] = {"samples": [], **flags.settings(model, asked)}
     answer["seconds"] = round(time.monotonic() - started, 3)
     for stem, one in zip(stems, samples, strict=True):
-        recipe_of_one = None if args.no_metadata else asked.recipe(model, one, __version__)
+        recipe_of_one = None if args.no_metadata or args.mark_only else asked.recipe(model, one, __version__)
         values = {name: one[name] for name in shown}
         answer["samples"].append({"seed": one.seed, **outputs.write(stem, values, recipe_of_one)})
     if recipe and (alike := made_alike(recipe, asked.recipe(model, samples[0], __version__))) is not None:
@@ -64,7 +63,6 @@ def sample(args: argparse.Namespace, terminal: Terminal) -> int:
 
 def chain(args: argparse.Namespace, terminal: Terminal) -> int:
     """Feed samples back: the first modality is given (or sampled alone), each next is sampled from the one before."""
-    from unidiffuser.cli.outputs import Outputs
     from unidiffuser.request import Request
 
     model = flags.load(args)
@@ -73,7 +71,7 @@ def chain(args: argparse.Namespace, terminal: Terminal) -> int:
         raise ValueError(f"--rounds must be 1 or more, not {args.rounds}")
     links = [name for name, _ in groupby(args.names * args.rounds)] if args.rounds > 1 else args.names
     asked = flags.request(args, Request(names=tuple(links)), flags.given(args, model))
-    outputs = Outputs(folder=flags.folder_of(args, True), codecs=model.modalities, force=args.force)
+    outputs = flags.outputs(args, True, model)
     first = 1 if links and links[0] in asked.given else 0
     outputs.reserve((f"{k:04d}-{i:02d}", [links[i]]) for k in range(asked.n) for i in range(first, len(links)))
     with terminal.progress("sampling") as progress:
@@ -81,8 +79,8 @@ def chain(args: argparse.Namespace, terminal: Terminal) -> int:
     answer: dict[str, Any] = {"samples": [], **flags.settings(model, asked)}
     for k, row in enumerate(chains):
         for i, one in enumerate(row, first):
-            made = asked.link(i, one)
-            recipe = None if args.no_metadata else made.recipe(model, one, __version__)
+            made = asked.link(model, i, one)
+            recipe = None if args.no_metadata or args.mark_only else made.recipe(model, one, __version__)
             value = outputs.write(f"{k:04d}-{i:02d}", {links[i]: one[links[i]]}, recipe)
             answer["samples"].append({"chain": k, "link": i, "seed": one.seed, **value})
     outputs.write_list(answer)

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
 if TYPE_CHECKING:
+    from unidiffuser.cli.outputs import Outputs
     from unidiffuser.pipeline import UniDiffuser
     from unidiffuser.recipe import Recipe
     from unidiffuser.request import Request
@@ -80,6 +81,16 @@ def size(text: str) -> tuple[int, int]:
     return int(match[1]), int(match[2])
 
 
+def words(text: str) -> str:
+    """The words of a watermark from a flag."""
+    from unidiffuser.marking import check_words
+
+    try:
+        return check_words(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from error
+
+
 def reuse(text: str) -> "Reuse":
     """EVERY or EVERY,OUTER from a flag."""
     from unidiffuser.reuse import Reuse
@@ -131,6 +142,7 @@ def add_placement(parser: Parser) -> None:
     add_device(parser)
     parser.flag("--dtype", choices=DTYPES, help="numbers of the large parts (default: float32)")
     parser.flag("--low-memory", action="store_true", help="load each part when it is needed and drop it after")
+    parser.flag("--download", action="store_true", help="allow a model of the hub (owner/name) to be fetched")
 
 
 def add_device(parser: Parser) -> None:
@@ -172,7 +184,9 @@ def add_output(parser: Parser) -> None:
     """The flags that say where samples go."""
     parser.flag("--out", metavar="FOLDER", help="where files go (default: the first free of out/0000, out/0001, ...)")
     parser.flag("--force", action="store_true", help="overwrite files that are there")
-    parser.flag("--no-metadata", action="store_true", help="write pictures without their recipe")
+    parser.flag("--no-metadata", action="store_true", help="write pictures without recipe and without mark")
+    parser.flag("--mark-only", action="store_true", help="write pictures without recipe, marked as synthetic")
+    parser.flag("--watermark", metavar="WORDS", type=words, help="draw these words into pictures")
 
 
 def load(args: argparse.Namespace, recipe: "Recipe | None" = None) -> "UniDiffuser":
@@ -211,7 +225,7 @@ def opened(name: str, args: argparse.Namespace, dtype: str) -> "UniDiffuser":
 
     dtype = args.dtype or dtype
     model = UniDiffuser.from_pretrained(
-        name, device=args.device, dtype=getattr(torch, dtype), low_memory=args.low_memory
+        name, device=args.device, dtype=getattr(torch, dtype), low_memory=args.low_memory, download=args.download
     )
     if vars(args).get("top_p") is not None:
         for codec in model.modalities.values():
@@ -315,3 +329,16 @@ def folder_of(args: argparse.Namespace, needed: bool) -> Path | None:
     if args.out:
         return Path(args.out)
     return fresh_folder() if needed else None
+
+
+def outputs(args: argparse.Namespace, needed: bool, model: "UniDiffuser") -> "Outputs":
+    """Where samples go and how pictures are marked."""
+    from unidiffuser.cli.outputs import Outputs
+
+    return Outputs(
+        folder=folder_of(args, needed),
+        codecs=model.modalities,
+        force=args.force,
+        marked=not args.no_metadata,
+        words=args.watermark or "",
+    )

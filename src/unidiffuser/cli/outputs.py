@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import PIL.Image
 
+from unidiffuser.marking import mark_info, watermarked
 from unidiffuser.modalities import Modality
 from unidiffuser.recipe import Recipe, png_info
 
@@ -31,6 +32,10 @@ class Outputs:
     """Modality -> codec, of all that may be written."""
     force: bool = False
     """Whether files that are there may be overwritten."""
+    marked: bool = False
+    """Whether pictures are marked as synthetic, for machines."""
+    words: str = ""
+    """What is drawn into pictures; empty: nothing."""
 
     def path(self, stem: str, name: str) -> Path:
         """The file of one value; modalities that share a suffix carry their names in it."""
@@ -56,7 +61,7 @@ class Outputs:
             if self.folder is not None:
                 with beside(self.path(stem, name)) as place:
                     if codec.media_type == "image":
-                        write_picture(value, place, recipe)
+                        write_picture(value, place, recipe, marked=self.marked, words=self.words)
                     else:
                         codec.write(value, place)
             shown[name] = value if codec.media_type == "text" else str(self.path(stem, name))
@@ -70,9 +75,12 @@ class Outputs:
                 place.write_text(text + "\n", encoding="utf-8")
 
 
-def write_picture(picture: PIL.Image.Image, path: Path, recipe: Recipe | None = None) -> None:
-    """Write a PNG, with its recipe if there is one."""
-    picture.save(path, format="PNG", pnginfo=png_info(recipe) if recipe else None)
+def write_picture(
+    picture: PIL.Image.Image, path: Path, recipe: Recipe | None = None, *, marked: bool = False, words: str = ""
+) -> None:
+    """Write a PNG, with its recipe if there is one, which marks it as synthetic, or with the mark alone."""
+    info = png_info(recipe) if recipe else mark_info() if marked else None
+    watermarked(picture, words).save(path, format="PNG", pnginfo=info)
 
 
 def heat(values: np.ndarray[Any, Any], side: int = 256) -> PIL.Image.Image:

@@ -110,7 +110,7 @@ def _chain(bench: Bench, plain: Mapping[str, Any]) -> dict[str, Any]:
     def landed(link: int, samples: list[Sample]) -> None:
         name = asked.names[link + first]
         for k, one in enumerate(samples):
-            made = asked.link(link + first, one)
+            made = asked.link(model, link + first, one)
             row = {"chain": k, "link": link + first, "shows": name, **_told(bench, one, made, (name,))}
             rows.append(row)
             if k < SHOWN:
