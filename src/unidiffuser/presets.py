@@ -43,13 +43,13 @@ def scenes() -> Preset:
         max_scale=2.0,  # the decoder forgives what is finer: with noise 0.2 on its latents it is never read wrong
         ends=0.2,
         training=OptimiserSettings(
-            steps=40_000,
+            steps=24_500,
             batch=64,
             lr=6e-4,
             muon=2e-3,
             betas=(0.9, 0.999),
             warmup=300,
-            cooldown=0.3,
+            cooldown=0.4,
             save_every=1000,
             log_every=100,
         ),
