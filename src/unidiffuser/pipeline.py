@@ -301,7 +301,7 @@ class UniDiffuser:
     @property
     def labels(self) -> int:
         """How many global labels the network has; 0: none."""
-        return int(vars(self.network.config).get("labels", 0))
+        return int(vars(self.part.module.config).get("labels", 0))
 
     @property
     def denoiser(self) -> Denoiser:
