@@ -53,7 +53,7 @@ def scenes() -> Preset:
             save_every=1000,
             log_every=100,
         ),
-        settings=Settings(steps=25, solver="dpmpp_2m", grid="uniform", guidance=Guidance(scale=1.0)),
+        settings=Settings(steps=25, solver="dpmpp_2m", grid="uniform", guidance=Guidance(scale=2.0)),
     )
 
 
