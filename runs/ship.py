@@ -40,8 +40,9 @@ of sentences, sentences of pictures, both together, each alone. It comes with th
 seen. Six pairs of colour and shape were kept out of training; "held-out" below is about them.
 
 **Model**: a joint U-ViT, {parameters:.1f} million parameters ({network}), on the latents of an autoencoder of
-{autoencoder:.1f} million parameters (8 x 8 x 4 numbers a picture) and {words} word latents of {width} numbers; rectified flow,
-x0-prediction with the error measured in velocity, {ends:.0%} of the timesteps at each exact end. {stored}.
+{autoencoder:.1f} million parameters (8 x 8 x 4 numbers a picture) and {words} word latents of {width} numbers;
+rectified flow, x0-prediction with the error measured in velocity, {ends:.0%} of the timesteps at each exact end.
+{stored}.
 
 **Training**: `runs/scenes.sh`, {steps:,} steps of {batch} pairs after {ae_steps:,} steps of {ae_batch} pictures for the
 autoencoder.
