@@ -26,6 +26,7 @@ LAYERS = """
     training
     request
     pipeline recipe sheet
+    answers
     encode
     codecs
     checkpoints

@@ -175,7 +175,9 @@ def test_a_map_of_bits_is_written(place: Path, capsys: pytest.CaptureFixture[str
 
 def python(code: str, place: Path, **options: Any) -> subprocess.Popen[str]:
     """The command line in another process, on the tiny model."""
-    code = f"import sys\nfrom unidiffuser.cli import main\n{code}"
+    # What a shell runs in the background ignores Ctrl-C, and so would this process, its child.
+    heeding = "signal.signal(signal.SIGINT, signal.default_int_handler)"
+    code = f"import signal, sys\n{heeding}\nfrom unidiffuser.cli import main\n{code}"
     environment = os.environ | {"PYTHONPATH": str(SRC)}
     pipe = subprocess.PIPE
     return subprocess.Popen(
@@ -196,7 +198,10 @@ def test_a_signal_ends_it_in_order(number: int, code: int, place: Path, models: 
     )
     assert process.stdout is not None and process.stdout.readline() == "ready\n"
     process.send_signal(number)
-    out, err = process.communicate(timeout=120)
+    try:
+        out, err = process.communicate(timeout=120)
+    finally:
+        process.kill()
     assert (process.returncode, out) == (code, "")
     assert err in ("unidiffuser: interrupted\n", "unidiffuser: terminated\n")
     assert list(place.iterdir()) == []

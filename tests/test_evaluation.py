@@ -14,6 +14,7 @@ import torch
 from safetensors.torch import save_file
 
 from unidiffuser.agreement import pointwise_information
+from unidiffuser.answers import Score
 from unidiffuser.chains import sampler
 from unidiffuser.checkpoints import ModelError
 from unidiffuser.codecs import Codecs
@@ -30,7 +31,6 @@ from unidiffuser.joint import Joint
 from unidiffuser.mixture import GaussianMixture
 from unidiffuser.modalities.image import Image
 from unidiffuser.modalities.text import Text
-from unidiffuser.pipeline import Score
 from unidiffuser.process import Cosine
 
 COLOURS = {"red": (220, 30, 30), "green": (30, 200, 40), "blue": (30, 40, 220)}

@@ -12,10 +12,10 @@ import os
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from unidiffuser.answers import Sample as Sample
     from unidiffuser.checkpoints import ModelError as ModelError
     from unidiffuser.checkpoints import Settings as Settings
     from unidiffuser.guidance import Guidance as Guidance
-    from unidiffuser.pipeline import Sample as Sample
     from unidiffuser.pipeline import UniDiffuser as UniDiffuser
 
 # MKL adds up a product of few rows in another order than one of many, and a sample would depend on the batch that it is
@@ -27,7 +27,7 @@ __all__ = ["Guidance", "ModelError", "Sample", "Settings", "UniDiffuser", "__ver
 
 _HOMES = {
     "UniDiffuser": "pipeline",
-    "Sample": "pipeline",
+    "Sample": "answers",
     "Guidance": "guidance",
     "Settings": "checkpoints",
     "ModelError": "checkpoints",

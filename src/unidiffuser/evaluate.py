@@ -27,11 +27,12 @@ import torch
 from PIL import Image
 
 from unidiffuser.agreement import use_of_others
+from unidiffuser.answers import Sample
 from unidiffuser.datasets.scenes import Scenes, facts, frequencies, grammar, oracle
 from unidiffuser.datasets.scenes.facts import Scene
 from unidiffuser.evaluation.numbers import told
 from unidiffuser.metrics import proportion, total_variation
-from unidiffuser.pipeline import Sample, UniDiffuser
+from unidiffuser.pipeline import UniDiffuser
 
 MAX_SAMPLES = 10_000
 USE_SAMPLES = 256  # enough for two digits of the denoising errors

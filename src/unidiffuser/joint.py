@@ -11,6 +11,7 @@ This file knows nothing of timesteps, networks or raw data.
 """
 
 import hashlib
+import secrets
 from collections.abc import Callable, Iterable, Mapping, Sequence
 
 import torch
@@ -92,3 +93,17 @@ def noise_like(shapes: Shapes, seeds: Sequence[int], purpose: str) -> Joint:
         stream: torch.stack([torch.randn(shape, generator=generator(seed, purpose, stream)) for seed in seeds])
         for stream, shape in shapes.items()
     }
+
+
+def seeds_from(seed: int | Sequence[int] | None, n: int) -> list[int]:
+    """The seeds of n samples: seed, seed + 1, ...; those of a list; or from a random start on if seed is None."""
+    if isinstance(seed, Sequence):
+        check_seeds(seed)
+        if len(seed) != n:
+            raise ValueError(f"{len(seed)} seeds are given for {n} samples; give one seed, or as many as samples")
+        return list(seed)
+    first = secrets.randbelow(2**32) if seed is None else seed
+    check_seeds([first])
+    if first > MAX_SEED - n + 1:
+        raise ValueError(f"the seeds of {n} samples from {first} on would pass {MAX_SEED}; begin lower")
+    return [first + k for k in range(n)]

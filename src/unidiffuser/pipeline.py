@@ -16,25 +16,24 @@ and no file format: it turns raw values into streams, hands them to `sampling`, 
 import hashlib
 import logging
 import math
-import secrets
 from collections.abc import Callable, Collection, Mapping, Sequence
 from copy import copy
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, Self
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from unidiffuser import chains, sampling
 from unidiffuser.agreement import pointwise_information
+from unidiffuser.answers import Glimpse, OnStep, Progress, Sample, Score, counting, following, links_counted, watched
 from unidiffuser.checkpoints import Parts, Settings, box, native
 from unidiffuser.codecs import Codecs, Known, Latent
 from unidiffuser.denoiser import Denoiser, NetworkDenoiser
 from unidiffuser.guidance import Guidance
-from unidiffuser.joint import MAX_SEED, Joint, batch_size, check_seeds, modality_of, streams_of
+from unidiffuser.joint import Joint, batch_size, modality_of, seeds_from
 from unidiffuser.lora import Additions, merge
 from unidiffuser.modalities import NAME, Modality
 from unidiffuser.networks import Network
@@ -52,60 +51,7 @@ RESERVED = {
     "batch", "on_step", "on_link", "watch",
 }  # fmt: skip
 
-Progress = Callable[[int, int], None]
-"""Called with (steps done, steps in all); it may raise to cancel."""
-
-OnStep = Callable[[sampling.Step], None]
 Scale = Guidance | float | Mapping[str, float]
-
-
-@dataclass(frozen=True)
-class Sample:
-    """One sample: the raw values of all modalities that were sampled or given."""
-
-    seed: int
-    """With it, and the same settings, this sample comes again."""
-    values: Mapping[str, Any]
-    """Modality -> raw value."""
-    streams: Mapping[str, Tensor] = field(default_factory=dict, repr=False, compare=False)
-    """Stream -> (...): the latents that were sampled or given."""
-
-    def __getitem__(self, name: str) -> Any:
-        if name not in self.values:
-            raise KeyError(f"this sample holds {', '.join(self.values)}, not {name!r}")
-        return self.values[name]
-
-    def latent(self, name: str) -> Latent:
-        """One modality as `sample` takes it without decoding and encoding it again."""
-        return Latent(self[name], {stream: self.streams[stream] for stream in streams_of(name, self.streams)})
-
-
-@dataclass(frozen=True, kw_only=True)
-class Glimpse:
-    """What samples look like after a step, before they are done."""
-
-    rows: range
-    """Which samples of the call these are."""
-    step: int
-    """Steps taken."""
-    steps: int
-    """Steps in all."""
-    timesteps: Mapping[str, float]
-    """Modality -> the timestep it has reached."""
-    values: Callable[[int], dict[str, list[Any]]]
-    """Decodes the clean estimates of the first so many rows: sampled modality -> raw values."""
-
-
-@dataclass(frozen=True)
-class Score:
-    """What one modality tells about another, in one pair."""
-
-    bits: float
-    """Pointwise mutual information; below zero where the one makes the other less likely."""
-    error: float
-    """Its standard error."""
-    maps: Mapping[str, np.ndarray[Any, Any]]
-    """Stream of the explained modality -> bits a place, (H, W) or (L,); all of them sum to `bits`."""
 
 
 class UniDiffuser:
@@ -405,8 +351,8 @@ class UniDiffuser:
         for start in range(0, n, batch):
             rows = slice(start, min(start + batch, n))
             done, total = start // batch, -(-n // batch)
-            counted = _counting(on_step, settings.steps, done, total)
-            follow = _following(counted, watch and model._watched(watch, range(rows.start, rows.stop)))
+            counted = counting(on_step, settings.steps, done, total)
+            follow = following(counted, watch and watched(watch, range(rows.start, rows.stop), model.decode))
             joint = model._draw(plan, seeds[rows], rows, follow)
             samples += model._samples(plan, joint, seeds[rows], rows)
         return samples
@@ -471,7 +417,7 @@ class UniDiffuser:
         befores = names if value is not None else (None, *names)
         links: list[list[Sample]] = []
         for before, name in pairwise(befores):
-            counted = _links_counted(on_step, len(links), len(befores) - 1)
+            counted = links_counted(on_step, len(links), len(befores) - 1)
             given = rest if before is None else rest | {before: value}
             assert name is not None
             link_seeds = chains.link_seeds(seeds, len(links))
@@ -618,22 +564,6 @@ class UniDiffuser:
                 on_step=on_step,
             )
 
-    def _watched(self, watch: Callable[[Glimpse], None], rows: range) -> OnStep:
-        """Show each step of one batch."""
-
-        def show(step: sampling.Step) -> None:
-            watch(
-                Glimpse(
-                    rows=rows,
-                    step=step.index + 1,
-                    steps=step.steps,
-                    timesteps=step.timesteps,
-                    values=lambda rows: self.decode({s: x[:rows] for s, x in step.x0.items()}),
-                )
-            )
-
-        return show
-
     def _samples(self, plan: "_Plan", joint: Joint, seeds: list[int], rows: slice) -> list[Sample]:
         """Raw values of one batch: what was given as it was given, what was sampled decoded."""
         values = {
@@ -675,46 +605,7 @@ class _Plan:
     path: Mapping[str, Sequence[float]]
 
 
-def seeds_from(seed: int | Sequence[int] | None, n: int) -> list[int]:
-    """The seeds of n samples: seed, seed + 1, ...; those of a list; or from a random start on if seed is None."""
-    if isinstance(seed, Sequence):
-        check_seeds(seed)
-        if len(seed) != n:
-            raise ValueError(f"{len(seed)} seeds are given for {n} samples; give one seed, or as many as samples")
-        return list(seed)
-    first = secrets.randbelow(2**32) if seed is None else seed
-    check_seeds([first])
-    if first > MAX_SEED - n + 1:
-        raise ValueError(f"the seeds of {n} samples from {first} on would pass {MAX_SEED}; begin lower")
-    return [first + k for k in range(n)]
-
-
 def _whole(name: str, value: Any, least: int, most: int) -> int:
     if isinstance(value, bool) or not isinstance(value, int) or not least <= value <= most:
         raise ValueError(f"{name} must be a whole number from {least} to {most}, not {value!r}")
     return value
-
-
-def _links_counted(on_step: Progress | None, link: int, links: int) -> Progress | None:
-    """Count the steps of one link among those of a chain."""
-    if on_step is None:
-        return None
-    return lambda done, total: on_step(link * total + done, links * total)
-
-
-def _counting(on_step: Progress | None, steps: int, done: int, total: int) -> OnStep | None:
-    """Count the steps of batch `done` of `total`."""
-    if on_step is None:
-        return None
-    return lambda step: on_step(steps * done + step.index + 1, steps * total)
-
-
-def _following(*followers: OnStep | None) -> OnStep | None:
-    """All of them, one after another."""
-    present = [follower for follower in followers if follower]
-
-    def follow(step: sampling.Step) -> None:
-        for follower in present:
-            follower(step)
-
-    return follow if present else None

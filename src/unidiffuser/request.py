@@ -8,9 +8,10 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
+from unidiffuser.answers import Glimpse, Progress, Sample
 from unidiffuser.codecs import Latent
 from unidiffuser.guidance import Guidance
-from unidiffuser.pipeline import Glimpse, Progress, Sample, Scale, UniDiffuser
+from unidiffuser.pipeline import Scale, UniDiffuser
 from unidiffuser.recipe import Recipe, fingerprint, given_entry, given_value
 from unidiffuser.reuse import Reuse
 

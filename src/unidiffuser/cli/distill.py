@@ -101,7 +101,8 @@ def compare(args: argparse.Namespace, terminal: Terminal) -> int:
     import time
 
     from unidiffuser.cli.outputs import beside
-    from unidiffuser.pipeline import UniDiffuser, seeds_from
+    from unidiffuser.joint import seeds_from
+    from unidiffuser.pipeline import UniDiffuser
     from unidiffuser.sheet import Cell, sheet
 
     out = Path(args.out)

@@ -5,6 +5,7 @@ import logging
 import os
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 from unidiffuser import __version__
 from unidiffuser.cli.terminal import Terminal, Terminated
@@ -21,33 +22,18 @@ def open_server(args: argparse.Namespace, terminal: Terminal) -> None:
     logging.basicConfig(level=level, format="%(asctime)s %(levelname)s %(message)s")
     models, data = args.model or ["scenes"], Path(args.data_dir) if args.data_dir else None
     shown = f"[{args.host}]" if ":" in args.host else args.host
+    listening: dict[str, Any] = {"library": __version__, "host": args.host, "port": args.port, "tokens": tokens}
     if args.ray:
         _need("ray")
         from unidiffuser.server.replicas import serve_on_ray
 
         terminal.say(f"the studio will be at http://{shown}:{args.port} (Ray, {args.replicas} replicas)")
-        served = serve_on_ray(
-            models,
-            library=__version__,
-            host=args.host,
-            port=args.port,
-            tokens=tokens,
-            data=data,
-            replicas=args.replicas,
-        )
+        served = serve_on_ray(models, data=data, replicas=args.replicas, **listening)
     else:
         from unidiffuser.server.serve import serve
 
-        served = serve(
-            models,
-            library=__version__,
-            host=args.host,
-            port=args.port,
-            tokens=tokens,
-            data=data,
-            devices=args.device or ["cpu"],
-            opened=lambda: terminal.say(f"the studio is at http://{shown}:{args.port} (Ctrl-C ends it)"),
-        )
+        at = f"the studio is at http://{shown}:{args.port} (Ctrl-C ends it)"
+        served = serve(models, data=data, devices=args.device or ["cpu"], opened=lambda: terminal.say(at), **listening)
     if served == "terminated":
         raise Terminated
     raise KeyboardInterrupt

@@ -30,26 +30,18 @@ MEASURES: Mapping[str, Callable[[Trial], Rows]] = {
 
 
 def evaluate_data(
-    model: UniDiffuser,
-    data: Data,
-    samples: int = 200,
-    *,
-    seed: int = 0,
-    settings: Mapping[str, Any] | None = None,
-    features: str | None = None,
-    inception: str | Path | None = None,
-    only: Collection[str] | None = None,
-    progress: Progress | None = None,
+    model: UniDiffuser, data: Data, samples: int = 200, *, only: Collection[str] | None = None, **options: Any
 ) -> dict[str, Any]:
-    """Measure a model against true pairs of the modalities that it shares with the data; see `prepare` and `measure`.
+    """Measure a model against true pairs of the modalities that it shares with the data.
+
+    Args:
+        only: some of `MEASURES`; all if absent.
+        options: see `prepare`.
 
     Returns:
         {"samples", "seed", "settings", "features", "pairs", "rows": {name: {"what", "numbers", ...}}, "left_out"}.
     """
-    trial = prepare(
-        model, data, samples, seed=seed, settings=settings, features=features, inception=inception, progress=progress
-    )
-    return measure(trial, only)
+    return measure(prepare(model, data, samples, **options), only)
 
 
 def prepare(

@@ -16,8 +16,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from unidiffuser.joint import Joint
-from unidiffuser.pipeline import UniDiffuser, seeds_from
+from unidiffuser.joint import Joint, seeds_from
+from unidiffuser.pipeline import UniDiffuser
 from unidiffuser.sampling import GRIDS
 from unidiffuser.server import dropped, wire
 from unidiffuser.server.batching import Lanes, StoppedError

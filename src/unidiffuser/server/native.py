@@ -46,6 +46,14 @@ class SessionBody(Strict):
 def routes(hub: Hub, guard: Guard, library: str) -> APIRouter:
     """The native API of a hub."""
     api = APIRouter(prefix="/api", route_class=StrictRoute, responses=REFUSALS)
+    _add_status(api, hub, guard, library)
+    _add_jobs(api, hub)
+    _add_results(api, hub)
+    return api
+
+
+def _add_status(api: APIRouter, hub: Hub, guard: Guard, library: str) -> None:
+    """What the server is, and who may come in."""
 
     @api.get("/status", response_model=Status)
     async def status() -> dict[str, Any]:
@@ -75,6 +83,10 @@ def routes(hub: Hub, guard: Guard, library: str) -> APIRouter:
         answer = Response(status_code=204)
         answer.delete_cookie(COOKIE, httponly=True, samesite="strict")
         return answer
+
+
+def _add_jobs(api: APIRouter, hub: Hub) -> None:
+    """Jobs: made, looked at, stopped, made again."""
 
     @api.post("/jobs", status_code=202, response_model=JobAnswer)
     async def create(request: Request, response: Response, body: JobBody, key: Key = None) -> dict[str, Any]:
@@ -116,6 +128,10 @@ def routes(hub: Hub, guard: Guard, library: str) -> APIRouter:
         row = await hub.again(await hub.find(owner_of(request), name))
         response.headers["location"] = f"/api/jobs/{row.id}"
         return told(hub, row)
+
+
+def _add_results(api: APIRouter, hub: Hub) -> None:
+    """What happens to a job and what comes of it, and what a picture says of how it was made."""
 
     @api.get(
         "/jobs/{name}/events",
@@ -161,8 +177,6 @@ def routes(hub: Hub, guard: Guard, library: str) -> APIRouter:
     async def recipe(body: PictureBody) -> dict[str, Any]:
         """What a picture says of how it was made, as far as it can be understood."""
         return await hub.read_recipe(body.image)
-
-    return api
 
 
 UNBUFFERED = {"cache-control": "no-store", "x-accel-buffering": "no"}

@@ -16,9 +16,10 @@ from typing import Any
 
 from PIL.Image import Image
 
+from unidiffuser.answers import Glimpse, Sample
 from unidiffuser.modalities.image import open_picture
 from unidiffuser.modalities.text import BLANK
-from unidiffuser.pipeline import Glimpse, Sample, UniDiffuser
+from unidiffuser.pipeline import UniDiffuser
 from unidiffuser.request import Request
 from unidiffuser.server import wire
 from unidiffuser.server.truth import truth
