@@ -12,8 +12,8 @@ paper=(--size huge --device cuda --sharding fsdp --workers 8 --set training.reco
        --set training.lr=2e-4 --set training.weight_decay=0.03 --set "training.betas=[0.9,0.9]"
        --set training.warmup=5000 --set training.cooldown=0 --set training.ema=0.9999)
 
-$launch -m unidiffuser train --data "$web" --run "$runs/256" --batch 11264 --steps 250000 --save-every 2000 "${paper[@]}"
-$launch -m unidiffuser train --data "$high" --run "$runs/512" --batch 2112 --steps 200000 --save-every 2000 \
+$launch -m -- unidiffuser train --data "$web" --run "$runs/256" --batch 11264 --steps 250000 --save-every 2000 "${paper[@]}"
+$launch -m -- unidiffuser train --data "$high" --run "$runs/512" --batch 2112 --steps 200000 --save-every 2000 \
     --start "$runs/256/final" "${paper[@]}"
-$launch -m unidiffuser train --data "$aesthetic" --run "$runs/aesthetic" --batch 2112 --steps 220000 --save-every 2000 \
+$launch -m -- unidiffuser train --data "$aesthetic" --run "$runs/aesthetic" --batch 2112 --steps 220000 --save-every 2000 \
     --start "$runs/512/final" "${paper[@]}"

@@ -115,3 +115,28 @@ def test_a_wrong_evaluation_is_one_sentence(
     assert main(["evaluate", "runs/x/final", *flags.split()]) in (1, 2)
     found = capsys.readouterr()
     assert words in found.err and found.err.count("\n") == 1 and found.out == ""
+
+
+def test_the_written_lines_of_torchrun_are_lines_of_torchrun() -> None:
+    """Its parser takes --run for --run-path, so the lines that we write down hide ours behind two dashes."""
+    from torch.distributed.run import parse_args
+
+    root = Path(__file__).parents[1]
+    written = [line.split() for line in (root / "docs/scale.md").read_text().splitlines() if "    torchrun " in line]
+    assert len(written) == 2
+    for words in written:
+        asked = parse_args(words[1:])
+        assert asked.training_script == "unidiffuser" and asked.module
+        assert asked.training_script_args[:2] == ["train", "--data"]
+    assert "$launch -m -- unidiffuser" in (root / "runs/laion.sh").read_text()
+    with pytest.raises(SystemExit):
+        parse_args([word for word in written[0][1:] if word != "--"])
+
+
+def test_torchrun_trains_from_the_command_line(place: Path) -> None:
+    line = TRAIN.format(run="runs/two")
+    launch = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--rdzv-backend", "c10d"]
+    launch += ["--rdzv-endpoint", "localhost:0", "-m", "--", "unidiffuser", *line.split()]
+    done = subprocess.run(launch, cwd=place, env=ENVIRONMENT, capture_output=True, timeout=300)
+    assert done.returncode == 0, done.stderr.decode()[-2000:]
+    assert (place / "runs/two/final/model.safetensors").is_file()
