@@ -48,6 +48,7 @@ LAYERS = """
     networks
     divergences
     offload
+    int8
     process
     timesteps
     joint

@@ -125,7 +125,7 @@ class Request:
             label=settings.label,
             size=self.size or (),
             reuse=asdict(settings.reuse) if settings.reuse else {},
-            dtype=str(model.part.dtype).removeprefix("torch."),
+            dtype=str(model.dtype).removeprefix("torch."),
             pixels=fingerprint(pictures[0]) if len(pictures) == 1 else "",
         )
 
