@@ -1,7 +1,7 @@
 """Linear layers in 8-bit integers: weights rounded once, inputs rounded when they come, each token by itself.
 
-    y_n = s (w_n sum_k q_k r_nk) + b_n        x_k ~ s q_k,     s = max_k |x_k| / 127
-                                              W_nk ~ w_n r_nk, w_n = max_k |W_nk| / 127
+    y_n = s (w_n sum_k q_k r_nk) + b_n        x_k ~ s q_k,     s = max_k |x_k| / 126.5
+                                              W_nk ~ w_n r_nk, w_n = max_k |W_nk| / 126.5
 
 (Dettmers et al. 2022, arXiv 2208.07339, without its outliers.) The sums are of integers and exact, so that a token
 comes out the same in any batch. The products are oneDNN's, through the operators that torch.compile itself puts in the
@@ -13,7 +13,8 @@ This file knows no network and no file.
 import torch
 from torch import Tensor, nn
 
-LEVELS = 127
+LEVELS = 126.5
+"""Of the largest number. Not 127: in bfloat16 s may come out 0.4 % too small, and 128 would wrap around to -128."""
 ZERO = 128
 """Added to q: the instructions multiply numbers without a sign by numbers with one, and oneDNN takes it off again."""
 NEEDED = ("avx512_vnni", "avx512_bf16")
@@ -65,7 +66,7 @@ def rounded(x: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _scale(rows: Tensor) -> Tensor:
-    """max |x| / 127 of each row, (..., 1)."""
+    """max |x| / 126.5 of each row, (..., 1)."""
     return (rows.abs().amax(-1, keepdim=True) / LEVELS).clamp_min_(LEAST_SCALE)
 
 
