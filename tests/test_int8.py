@@ -100,7 +100,7 @@ def distance(a: dict[str, Tensor], b: dict[str, Tensor]) -> float:
 @pytest.mark.parametrize("make", [tiny_model, sounding_model])
 def test_a_network_in_int8_is_near_the_float_network(make: Any) -> None:
     exact, half, eight = noise(make()), noise(make().to("cpu", torch.bfloat16)), noise(make().to("cpu", torch.int8))
-    assert distance(half, exact) < distance(eight, exact) < 0.05
+    assert distance(half, exact) < distance(eight, exact) < 0.1
 
 
 @able
