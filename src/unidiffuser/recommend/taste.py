@@ -70,11 +70,11 @@ def fit_taste(rows: Sequence[Row], *, seed: int = 0) -> Taste:
         raise ValueError("there is nothing to learn: both kept and left samples are needed")
     said = [tuple(dict.fromkeys(words)) for words, _ in rows]
     item = torch.tensor([KEPT if kept else LEFT for _, kept in rows])
-    names = _names(said)
+    names = vocabulary(said)
     words = padded([[row for row in names.words.rows(one) if row > 0] for one in said], 0)
     events = Events(torch.zeros_like(item), item, words)
     auc, chance = _held_out(events, said, names, seed)
-    model = _fitted(events, names, seed)
+    model = fitted(events, names, seed)
     alone = log_odds(model, torch.arange(len(names.words))[:, None])
     prior = float(alone[0])
     weights = {names.words[row]: float(alone[row]) - prior for row in range(1, len(alone))}
@@ -87,14 +87,15 @@ def log_odds(model: Model, words: Tensor) -> Tensor:
     return scores[:, KEPT] - scores[:, LEFT]
 
 
-def _names(said: Sequence[tuple[str, ...]]) -> Names:
+def vocabulary(said: Sequence[tuple[str, ...]]) -> Names:
     """One user, two items, and the words that some samples have and others have not."""
     counts = Counter(word for one in said for word in one)
     telling = [word for word, n in counts.most_common() if RARE <= n < len(said)]
     return Names(users=Index(["me"]), items=Index(["left", "kept"]), words=Index(["", *telling[:MOST_WORDS]]))
 
 
-def _fitted(events: Events, names: Names, seed: int) -> Model:
+def fitted(events: Events, names: Names, seed: int) -> Model:
+    """The product model of these events, in a moment: 120 steps over all of them."""
     data = Interactions(names=names, train=events, valid=no_events(), test=no_events())
     plan = Plan.of(
         "lightgcn-query", seed=seed, layers=0, objective="softmax", dim=4, l2=0.05, epochs=120, batch=4096, lr=0.05
@@ -117,7 +118,7 @@ def _held_out(
     for k in range(FOLDS):
         seen, asked = events[fold != k], group == k
         if bool(asked.any()) and len(seen.item.unique()) == 2:
-            scores[asked] = log_odds(_fitted(seen, names, seed), events.words[last[pairs[0, asked]]])
+            scores[asked] = log_odds(fitted(seen, names, seed), events.words[last[pairs[0, asked]]])
     return _trust(scores, pairs[1] == KEPT, group)
 
 

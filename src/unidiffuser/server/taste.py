@@ -27,8 +27,9 @@ from unidiffuser.server.sentences import words_of
 from unidiffuser.server.store import Store
 
 LOG = logging.getLogger(__name__)
-NEEDED = 10
-"""So many samples with words must be kept, and as many left."""
+NEEDED = 20
+"""So many samples with words must be kept, and as many left. With ten of each none of four simulated people could be
+told from chance (docs/recommend.md), with twenty three of the four."""
 TIME_LIMIT = 60.0
 GROWN = 1.2
 """So many times more left samples than it was fitted to make a fit stale, as does any change of what is kept."""
