@@ -13,7 +13,7 @@ from running_server import Server
 
 from unidiffuser.server.taste import NEEDED
 
-SIZES, SHAPES = ("small", "medium", "large", "big", "little"), ("circle", "square", "star", "triangle")
+SIZES, SHAPES = ("small", "medium", "large", "big", "little"), ("circle", "square", "star", "triangle", "heart")
 
 
 @pytest.fixture(scope="module")
@@ -39,10 +39,8 @@ def shots(page: Page) -> list[str]:
 
 def strip_is(page: Page, *names: str) -> None:
     """Wait until the strip holds these jobs in this order."""
-    script = (
-        "(names) => JSON.stringify([...document.querySelectorAll('#film .shot')].map((s) => s.dataset.id)) === names"
-    )
-    page.page.wait_for_function(script, arg="[" + ",".join(f'"{name}"' for name in names) + "]")
+    script = "(names) => [...document.querySelectorAll('#film .shot')].map((one) => one.dataset.id).join() === names"
+    page.page.wait_for_function(script, arg=",".join(names))
 
 
 def test_a_sample_is_kept_by_star_and_by_key_and_stays_so(page: Page, server: Server) -> None:
@@ -74,27 +72,30 @@ def test_the_history_is_searched_by_words_and_by_what_is_kept(page: Page, server
     made = [server.submit({"names": ["image"], "given": {"text": f"a teal {x}"}, "steps": 1}) for x in SHAPES[:3]]
     for name in made:
         server.over(name)
+        server.http.put(f"/api/jobs/{name}/samples/0/keep")
     page.reload()
     before = shots(page)
     page.page.keyboard.press("/")
     page.page.keyboard.type("teal squ")
+    first = "(name) => document.querySelector('#film .shot')?.dataset.id === name"
+    page.page.wait_for_function(first, arg=made[1])
+    page.at("only-kept").check()
     strip_is(page, made[1], made[2], made[0])  # the one with both words, then the newest
     assert page.at("found").inner_text() == "3 found"
+    assert page.violations() == []
     page.at("shot").click()
     page.page.wait_for_function("(name) => location.hash === `#job=${name}`", arg=made[1])
     assert page.at("text-text").input_value() == "a teal square"
     page.at("star").click()
-    page.page.wait_for_selector('[data-testid="star"][aria-pressed="true"]')
-    page.at("only-kept").check()
-    strip_is(page, made[1])
-    assert page.violations() == []
-    page.at("star").click()
+    strip_is(page, made[2], made[0])
+    page.at("words").fill("xylophone")
     strip_is(page)
-    assert page.at("found").inner_text() == "Nothing found"
+    page.at("found").filter(has_text="Nothing found").wait_for()
     page.at("only-kept").uncheck()
     page.at("words").focus()
     page.page.keyboard.press("Escape")
-    strip_is(page, *before)
+    page.page.wait_for_function(first, arg=before[0])
+    assert shots(page)[: len(before)] == before and page.at("found").inner_text() == ""
     assert "teal" not in server.log()
 
 
@@ -104,7 +105,8 @@ def test_more_like_what_is_kept_is_off_until_there_is_enough_and_then_proposes(p
     taste.filter(has_text=f"Off: keep {NEEDED} more samples with words").wait_for()
     assert page.at("propose").is_disabled() and taste.get_attribute("data-state") == "off"
     assert page.violations() == []
-    texts = [(colour, f"a {size} {colour} {x}") for colour in ("red", "blue") for size in SIZES for x in SHAPES]
+    kept, left = ([f"a {size} {colour} {x}" for size in SIZES for x in SHAPES] for colour in ("red", "blue"))
+    texts = [*(("red", text) for text in kept[:NEEDED]), *(("blue", text) for text in left)]
     jobs = [(colour, server.submit({"names": ["image"], "given": {"text": x}, "steps": 1})) for colour, x in texts]
     for colour, name in jobs:
         assert server.over(name)["state"] == "done"
@@ -155,7 +157,7 @@ def test_keeping_over_http(server: Server) -> None:
     place = f"/api/jobs/{name}/samples"
     for path, status in [
         (f"{place}/1/keep", 404), (f"{place}/00/keep", 422), (f"{place}/-1/keep", 422), (f"{place}/99999/keep", 422),
-        (f"/api/jobs/{'f' * 32}/samples/0/keep", 404), ("/api/jobs/../samples/0/keep", 404),
+        (f"/api/jobs/{'f' * 32}/samples/0/keep", 404),
     ]:  # fmt: skip
         assert server.http.put(path).status_code == status, path
     for _ in range(2):
