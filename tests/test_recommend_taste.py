@@ -6,6 +6,7 @@ import json
 import math
 import random
 import sys
+from dataclasses import asdict
 
 import pytest
 import torch
@@ -50,7 +51,8 @@ def test_a_known_taste_is_found(learnt: taste.Taste) -> None:
 def test_it_is_the_logistic_regression_that_others_find() -> None:
     optimize = pytest.importorskip("scipy.optimize", reason="scipy is not installed")
     rows = somebody(200, seed=5)
-    known = sorted(fit_taste(rows).weights)
+    found = fit_taste(rows).weights
+    known = sorted(found)
     x = torch.tensor([[float(word in words) for word in known] for words, _ in rows], dtype=torch.float64)
     y = torch.tensor([2.0 * kept - 1 for _, kept in rows], dtype=torch.float64)
 
@@ -60,7 +62,6 @@ def test_it_is_the_logistic_regression_that_others_find() -> None:
         return float(torch.nn.functional.softplus(-margin).mean() + 0.005 * w[1:].square().sum())
 
     theirs = torch.tensor(optimize.minimize(loss, [0.0] * (len(known) + 1)).x[1:])
-    found = fit_taste(rows).weights
     ours = torch.tensor([found[word] for word in known], dtype=torch.float64)
     assert float(torch.corrcoef(torch.stack([ours, theirs]))[0, 1]) > 0.95
 
@@ -90,9 +91,10 @@ def test_no_sentence_is_learnt_from_and_asked_about(monkeypatch: pytest.MonkeyPa
 
 
 def test_noise_is_not_believed() -> None:
-    """Of people who keep by a coin at most one in twenty should pass; of four, with these seeds, none does."""
-    passed = [found.auc > found.chance for seed in range(4) if (found := fit_taste(somebody(60, seed, noise=True))).auc]
-    assert passed == [False] * 4
+    """Of people who keep by a coin one in twenty should pass; of these two none does."""
+    for seed in range(2):
+        found = fit_taste(somebody(60, seed, noise=True))
+        assert found.auc is not None and found.chance is not None and found.auc < found.chance
 
 
 def test_what_has_no_answer_has_none() -> None:
@@ -104,11 +106,10 @@ def test_what_has_no_answer_has_none() -> None:
     assert apart.auc is None or 0 <= apart.auc <= 1
 
 
-def test_the_program_is_the_function(monkeypatch: pytest.MonkeyPatch) -> None:
-    rows = somebody(40, seed=6)
+def test_the_program_is_the_function(learnt: taste.Taste, monkeypatch: pytest.MonkeyPatch) -> None:
+    rows = somebody(120, seed=3)
     monkeypatch.setattr(taste.os, "nice", lambda by: 0)
-    monkeypatch.setattr(sys, "stdin", io.StringIO(json.dumps({"rows": rows, "seed": 3})))
+    monkeypatch.setattr(sys, "stdin", io.StringIO(json.dumps({"rows": rows, "seed": 0})))
     monkeypatch.setattr(sys, "stdout", out := io.StringIO())
     assert taste.main() == 0
-    found, same = json.loads(out.getvalue()), fit_taste(rows, seed=3)
-    assert found == {"prior": same.prior, "weights": same.weights, "auc": same.auc, "chance": same.chance}
+    assert json.loads(out.getvalue()) == asdict(learnt)

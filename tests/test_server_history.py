@@ -197,10 +197,11 @@ GOOD = {"prior": -0.5, "weights": {"red": 2.0, "blue": -2.0, "circle": 0.1}, "au
 def watch(store: Store, answer: Any, monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
     """The states from before a fit to after it, and of a ranking."""
     asked: list[Any] = []
+    go_on = asyncio.Event()
 
     async def carry_out(rows: Any) -> Any:
         asked.append(json.loads(json.dumps(rows)))
-        await asyncio.sleep(0)
+        await go_on.wait()
         if isinstance(answer, Exception):
             raise answer
         return answer
@@ -210,6 +211,7 @@ def watch(store: Store, answer: Any, monkeypatch: pytest.MonkeyPatch) -> list[di
     async def story() -> list[dict[str, Any]]:
         tastes = taste.Tastes(store)
         states = [await tastes.state("a"), await tastes.fit("a"), await tastes.fit("a")]
+        go_on.set()
         await asyncio.gather(tastes.person("a").task)  # type: ignore[arg-type]
         states.append(await tastes.state("a"))
         assert len(asked) == 1 and len(asked[0]) == states[0]["kept"] + states[0]["left"]

@@ -104,7 +104,6 @@ def test_more_like_what_is_kept_is_off_until_there_is_enough_and_then_proposes(p
     taste = page.at("taste")
     taste.filter(has_text=f"Off: keep {NEEDED} more samples with words").wait_for()
     assert page.at("propose").is_disabled() and taste.get_attribute("data-state") == "off"
-    assert page.violations() == []
     kept, left = ([f"a {size} {colour} {x}" for size in SIZES for x in SHAPES] for colour in ("red", "blue"))
     texts = [*(("red", text) for text in kept[:NEEDED]), *(("blue", text) for text in left)]
     jobs = [(colour, server.submit({"names": ["image"], "given": {"text": x}, "steps": 1})) for colour, x in texts]
@@ -136,10 +135,7 @@ def test_more_like_what_is_kept_is_off_until_there_is_enough_and_then_proposes(p
     assert page.at("given-text").is_checked() and page.at("sampled-image").is_checked()
     page.page.get_by_test_id("liked").first.click()
     page.page.wait_for_function("() => location.hash.startsWith('#job=')")
-    page.at("star").click()  # one more is kept: it learns again
-    taste.filter(has_text="Learning").wait_for()
-    page.page.wait_for_selector('[data-testid="taste"][data-state="on"]')
-    assert f"from {NEEDED + 1} kept" in taste.inner_text()
+    assert "blue" in page.at("text-text").input_value()
 
 
 def test_it_fits_a_phone(browser: Any, server: Server) -> None:

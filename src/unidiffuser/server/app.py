@@ -110,7 +110,7 @@ def _add_page(app: FastAPI) -> None:
 
 def _add_errors(app: FastAPI) -> None:
     """One form for everything that goes wrong, and nothing of our insides in it."""
-    bodies = [*vars(schemas).values(), *vars(keeping).values(), *vars(openai_schemas).values()]
+    bodies = [*vars(schemas).values(), *keeping.BODIES, *vars(openai_schemas).values()]
     fields = {name for body in bodies for name in getattr(body, "model_fields", ())}
 
     def answer(refusal: TurnedAwayError, headers: dict[str, str] | None = None) -> JSONResponse:

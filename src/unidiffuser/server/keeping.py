@@ -39,6 +39,9 @@ class RankBody(Strict):
     sentences: list[Annotated[str, Field(min_length=1, max_length=2000)]] = Field(min_length=1, max_length=256)
 
 
+BODIES = (SearchBody, RankBody)
+
+
 class KeptAnswer(BaseModel):
     """One sample that is kept, or is not any more."""
 
