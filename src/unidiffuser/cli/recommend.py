@@ -6,6 +6,7 @@ unidiffuser recommend top --run runs/u --user 17 --query "3 14" -k 10 --json
 """
 
 import argparse
+import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -46,7 +47,7 @@ def train(args: argparse.Namespace, terminal: Terminal) -> int:
     """Train a model on a table of events, going on where an earlier run in the same folder stopped."""
     from unidiffuser.recommend.splits import Protocol
     from unidiffuser.recommend.store import read_interactions
-    from unidiffuser.recommend.training import Plan
+    from unidiffuser.recommend.training import VALIDATION, Plan
     from unidiffuser.recommend.training import train as carry_out
 
     protocol = Protocol(seed=args.split_seed, negatives=args.negatives)
@@ -65,7 +66,12 @@ def train(args: argparse.Namespace, terminal: Terminal) -> int:
     for what, count in counts.items():
         terminal.say(f"{what}: {count}")
     final = str(run / "final")
-    terminal.answer({"model": final, "kind": plan.recipe.kind, "counts": dict(counts)}, [final])
+    answer: dict[str, Any] = {"model": final, "kind": plan.recipe.kind, "counts": dict(counts)}
+    if (validation := run / "training" / VALIDATION).is_file():
+        answer["validation"] = found = json.loads(validation.read_text(encoding="utf-8"))
+        kept, value = found["kept"], found["epochs"][str(found["kept"])]
+        terminal.say(f"kept epoch {kept}: {found['watched']} {value:.4f} on the validation part")
+    terminal.answer(answer, [final])
     return 0
 
 
