@@ -102,8 +102,8 @@ def fit_all(
             if run.step % settings.save_every == 0 or run.step == settings.steps or asked:
                 run.save(last=bool(asked) or run.step == settings.steps)
             signals.leave(asked)
-        if first < run.step < settings.steps:
-            run.save(last=True)
+        if ended and run.step > first:
+            run.save(last=True)  # with what it remembers of the last answer
     return [{name: full(x) for name, x in average.items()} for average in run.averages.weights]
 
 

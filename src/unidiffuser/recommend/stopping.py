@@ -1,4 +1,4 @@
-"""Early stopping: a run is measured on the validation part now and then, ends when it gets no better, and keeps its best.
+"""Early stopping: a run is measured on the validation part, ends when it gets no better, and keeps its best weights.
 
 Every `check_every` epochs, and after the last one, the averaged weights rank the events of the validation part,
 searches and recommendations in one pool; `watched` says by which metric of `evaluation`, and whether against all items
