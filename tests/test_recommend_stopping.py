@@ -123,10 +123,8 @@ def test_a_run_that_was_stopped_anywhere_ends_in_the_same_bits(name: str, at: in
 
 def test_the_command_says_what_was_kept(world: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     line = ["recommend", "train", "--data", str(world), "--model", "mf", "--run", str(tmp_path / "run")]
-    assert (
-        main([*line, "--epochs", "3", "--set", "patience=1", "--set", "watched=full mrr", "--set", "dim=4", "--json"])
-        == 0
-    )
+    changes = ["--epochs", "3", "--set", "patience=1", "--set", "watched=full mrr", "--set", "dim=4"]
+    assert main([*line, *changes, "--json"]) == 0
     out, err = capsys.readouterr()
     found = json.loads(out)["validation"]
     assert found == checks(tmp_path / "run") and f"kept epoch {found['kept']}: full mrr 0." in err
