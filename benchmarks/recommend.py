@@ -142,7 +142,7 @@ def top_speeds(items: int, users: int = 2000, dim: int = 64, k: int = 10) -> dic
 
 
 def shortlist_quality(users: int = 1000, items: int = 1500, k: int = 10) -> dict[int, float]:
-    """Length of UDITSR's shortlist -> the share of the exact best k that it finds, after a short training on a world."""
+    """Length of UDITSR's shortlist -> the share of the exact best k in it, after a short training on a world."""
     config = WorldConfig(users=users, items=items, events=EVENTS_EACH)
     with tempfile.TemporaryDirectory() as folder:
         write_world(config, Path(folder) / "world")
@@ -197,7 +197,7 @@ def tell_top(items: int) -> dict[str, Any]:
         print(f"{speed:>10.0f}  {name}", flush=True)
     report["shortlist"] = shortlist_quality()
     shares = ", ".join(f"{share:.3f} in {count}" for count, share in report["shortlist"].items())
-    print(f"share of the exact best 10 of 1500 items that UDITSR's shortlist finds: {shares}")
+    print(f"share of the exact best 10 of 1500 items that is in UDITSR's shortlist: {shares}")
     return report
 
 
