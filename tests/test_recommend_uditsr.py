@@ -218,7 +218,7 @@ def test_scores_are_those_that_training_compares(head: str, generator: bool) -> 
         {"layers": -1},
         {"shortlist": -1},
         {"shortlist": 5, "head": "mlp"},
-    ],  # fmt: skip
+    ],
 )
 def test_settings_that_make_no_model_are_refused(settings: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match=r"at least|must be|head is|only the dot head"):
