@@ -291,11 +291,14 @@ class UDITSR(Model):
     def _pair_scores(self, users: Tensor, words: Tensor, items: Tensor | None) -> Tensor:
         """(B, C), pair by pair."""
         items = torch.arange(self.sizes.items).expand(len(users), -1) if items is None else items
-        width = items.shape[1]
-        users, query = users.repeat_interleave(width), self.query(self.now, words).repeat_interleave(width, 0)
-        search = (words != NO_WORD).any(1).repeat_interleave(width)
-        demand = self.demand(self.now, users, items.flatten(), query, search)
-        return self.score(self.now, users, items.flatten(), demand, search).reshape(-1, width)
+        width, shares = items.shape[1], self.now.shares
+        if shares is not None:  # of these users alone, whose attention to all words is then one small product
+            shares = shares._replace(ask=shares.ask[users], user=shares.user[users])
+        here = self.now._replace(users=self.now.users[users], shares=shares)
+        who = torch.arange(len(users)).repeat_interleave(width)
+        query, search = self.query(here, words)[who], (words != NO_WORD).any(1)[who]
+        demand = self.demand(here, who, items.flatten(), query, search)
+        return self.score(here, who, items.flatten(), demand, search).reshape(-1, width)
 
     @torch.no_grad()
     def word_scores(self, users: Tensor, items: Tensor | None = None) -> Tensor:
