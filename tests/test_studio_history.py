@@ -13,7 +13,7 @@ from running_server import Server
 
 from unidiffuser.server.taste import NEEDED
 
-SIZES, SHAPES = ("small", "medium", "large", "big", "little"), ("circle", "square", "star", "triangle", "heart")
+SIZES, SHAPES = ("small", "medium", "large"), ("circle", "square", "star", "triangle")
 
 
 @pytest.fixture(scope="module")
@@ -104,13 +104,16 @@ def test_more_like_what_is_kept_is_off_until_there_is_enough_and_then_proposes(p
     taste = page.at("taste")
     taste.filter(has_text=f"Off: keep {NEEDED} more samples with words").wait_for()
     assert page.at("propose").is_disabled() and taste.get_attribute("data-state") == "off"
-    kept, left = ([f"a {size} {colour} {x}" for size in SIZES for x in SHAPES] for colour in ("red", "blue"))
-    texts = [*(("red", text) for text in kept[:NEEDED]), *(("blue", text) for text in left)]
-    jobs = [(colour, server.submit({"names": ["image"], "given": {"text": x}, "steps": 1})) for colour, x in texts]
-    for colour, name in jobs:
-        assert server.over(name)["state"] == "done"
-        if colour == "red":
-            assert server.http.put(f"/api/jobs/{name}/samples/0/keep").status_code == 200
+    things = [f"{size} {{}} {x}" for size in SIZES for x in SHAPES][: NEEDED // 2]
+    job = {"names": ["image"], "n": 2, "steps": 1}
+    kept, left = (
+        [server.submit({**job, "given": {"text": f"a {thing.format(colour)}"}}) for thing in things]
+        for colour in ("red", "blue")
+    )
+    assert all(server.over(name)["state"] == "done" for name in (*kept, *left))
+    for name in kept:
+        for k in range(2):
+            assert server.http.put(f"/api/jobs/{name}/samples/{k}/keep").status_code == 200
     started = time.monotonic()
     page.at("tab-more-like-kept").click()
     page.at("tab-more-like-kept").click()

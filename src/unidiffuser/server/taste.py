@@ -148,7 +148,7 @@ async def carry_out(rows: Sequence[Any]) -> dict[str, Any]:
 
 def _told(person: Person, items: Sequence[Item]) -> dict[str, Any]:
     state, fitted = _state(person, items), person.fitted or {}
-    told = {
+    told: dict[str, Any] = {
         "state": state,
         "reason": _reason(person, items),
         "kept": len(_marks(items)),
