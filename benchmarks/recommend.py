@@ -1,6 +1,6 @@
 """UDITSR's epoch beside the published formulation, how both grow, top-k of many users, and the memory of tables.
 
-    python benchmarks/recommend.py [--only epochs | top] [--sizes 5000 10000 20000 40000] [--steps 3] [--json FILE]
+    python benchmarks/recommend.py [--only epochs | top] [--sizes 5000 10000 20000 40000] [--rows uditsr] [--json FILE]
 
 The three columns are one model with the published settings (100 numbers a vector, batches of 256, the MLP head), on one
 world, with the same batches and the same AdamW:
@@ -110,7 +110,7 @@ TOP = {
 """Row -> kind, settings, and what is asked: w without, s with a query; "-": no product, so few users are enough."""
 
 
-def top_speeds(items: int, users: int = 2000, dim: int = 64, k: int = 10) -> dict[str, float]:
+def top_speeds(items: int, rows: str = "", users: int = 2000, dim: int = 64, k: int = 10) -> dict[str, float]:
     """Users a second whose best k of all items, without what they had, are found; random weights, as fast as others."""
     g = torch.Generator().manual_seed(0)
     had, words = 20 * users, 1001
@@ -123,6 +123,8 @@ def top_speeds(items: int, users: int = 2000, dim: int = 64, k: int = 10) -> dic
     names = Names(**{x: Index(map(str, range(getattr(sizes, x)))) for x in ("users", "items", "words")})
     found = {}
     for name, (kind, settings, asked) in TOP.items():
+        if not name.startswith(rows):
+            continue
         settings = settings if kind == "popularity" else {"dim": dim, **settings}
         torch.manual_seed(0)
         model = find(kind)(configure(kind, settings), sizes, train)
@@ -189,9 +191,9 @@ def tell_epochs(sizes: list[int], steps: int) -> dict[str, Any]:
     return report
 
 
-def tell_top(items: int) -> dict[str, Any]:
+def tell_top(items: int, rows: str) -> dict[str, Any]:
     """Print users a second, and what a shortlist finds."""
-    report: dict[str, Any] = {"users a second": top_speeds(items)}
+    report: dict[str, Any] = {"users a second": top_speeds(items, rows)}
     print(f"top 10 of {items} items, users a second, {torch.get_num_threads()} threads")
     for name, speed in report["users a second"].items():
         print(f"{speed:>10.0f}  {name}", flush=True)
@@ -208,6 +210,7 @@ def main() -> int:
     parser.add_argument("--steps", type=int, default=3, help="steps timed of the slow ones")
     parser.add_argument("--items", type=int, default=40_000, help="items of the top-k")
     parser.add_argument("--json", type=Path, help="write the figures here as well")
+    parser.add_argument("--rows", default="", help="only rows of the top-k whose name begins so")
     parser.add_argument("--only", choices=("epochs", "top"), help="one part alone")
     args = parser.parse_args()
     if args.steps < 1 or min(args.sizes) < 2000 or args.items < 1000:
@@ -216,7 +219,7 @@ def main() -> int:
     if args.only != "top":
         report |= tell_epochs(args.sizes, args.steps)
     if args.only != "epochs":
-        report |= tell_top(args.items)
+        report |= tell_top(args.items, args.rows)
     report["gigabytes"] = memory(1_000_000, 1_000_000, 100_000, 64)
     print("a million users and items, 64 numbers each, in gigabytes (computed): ", end="")
     print(", ".join(f"{what} {size:.1f}" for what, size in report["gigabytes"].items()))

@@ -35,6 +35,8 @@ from unidiffuser.recommend.models.translation import Pair, Translation
 
 PAIRS = 100_000
 """So many pairs go through the generator at a time."""
+ASKED = 16_000
+"""So many at a time when a model is asked, where nothing is kept for gradients and all of it may stay in the cache."""
 POPULAR = 32
 """Items, those with the most events, that a user's mean demand is the mean over."""
 
@@ -255,7 +257,7 @@ class UDITSR(Model):
             often = torch.bincount(self.train_events.item, minlength=self.sizes.items)
             usual = often.topk(min(POPULAR, self.sizes.items)).indices
             users = torch.arange(len(self.now.users))
-            demands = [self._usual_demand(part, usual) for part in users.split(PAIRS // POPULAR)]
+            demands = [self._usual_demand(part, usual) for part in users.split(ASKED // POPULAR)]
             self.mean_demand = torch.cat(demands)
 
     def _usual_demand(self, users: Tensor, items: Tensor) -> Tensor:
@@ -284,7 +286,7 @@ class UDITSR(Model):
             asks = self.now.users[users[alone]] + self.query(self.now, words[alone]) * search[alone, None]
             table[alone] = products(asks, self.now.items, None if items is None else items[alone])
             rows = (~alone).nonzero()[:, 0]
-        for part in rows.split(max(1, PAIRS // table.shape[1])):
+        for part in rows.split(max(1, ASKED // table.shape[1])):
             table[part] = self._pair_scores(users[part], words[part], None if items is None else items[part])
         return table
 
