@@ -13,7 +13,7 @@ from recommend_worlds import TINY
 
 from unidiffuser.cli import main
 from unidiffuser.recommend.evaluation import Follow, full_ranking, sampled_ranking
-from unidiffuser.recommend.recipes import RECIPES
+from unidiffuser.recommend.recipes import RECIPES, WATCHABLE
 from unidiffuser.recommend.splits import Protocol
 from unidiffuser.recommend.stopping import Watched
 from unidiffuser.recommend.store import read_interactions, read_model
@@ -89,6 +89,15 @@ def test_what_is_watched_is_the_evaluations_own_figure_of_the_kept_weights(
         again = sampled_ranking(model, data.valid, data.candidates["valid"], Follow(None, 0))["hit@5"]["mean"]
     assert found["epochs"][str(found["kept"])] == pytest.approx(again, abs=1e-12)
     assert again == max(found["epochs"].values())
+
+
+def test_all_that_is_measured_can_be_watched(world: Path, tmp_path: Path) -> None:
+    model = train(world, Plan.of("popularity"), tmp_path / "run").model
+    data = read_interactions(tmp_path / "run" / "data")
+    full = full_ranking(model, data.valid, data.train, data.sizes.items, Follow(None, 0))
+    sampled = sampled_ranking(model, data.valid, data.candidates["valid"], Follow(None, 0))
+    found = {f"full {name}" for name in full} | {f"sampled {name}" for name in sampled if "lists" not in name}
+    assert found == set(WATCHABLE)
 
 
 @pytest.mark.parametrize("name", ["uditsr", "masked"])

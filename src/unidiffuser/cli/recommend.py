@@ -176,7 +176,7 @@ def train_flags(parser: Parser) -> None:
         "--negatives", type=flags.whole, default=99, help="listed beside each measured item, 0: none (default: 99)"
     )
     parser.flag("--epochs", type=flags.whole, help="passes over the events (default: the recipe's)")
-    _add_set(parser, "a setting of the model or its recipe, such as dim=32 or lr=0.003")
+    _add_set(parser, "a setting of the model or its recipe, such as dim=32, lr=0.003 or patience=5")
 
 
 def evaluate_flags(parser: Parser) -> None:
@@ -215,7 +215,7 @@ def _add_run(parser: Parser) -> None:
 
 
 def _add_asked(parser: Parser) -> None:
-    _add_set(parser, "how the model is asked, such as samples=16 or guidance=1 of a diffusion")
+    _add_set(parser, "how the model is asked, such as samples=16 of a diffusion or shortlist=500 of uditsr")
 
 
 def _add_set(parser: Parser, what: str) -> None:

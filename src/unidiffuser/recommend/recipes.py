@@ -15,11 +15,12 @@ from unidiffuser.recommend.models.uditsr import UDITSRConfig
 from unidiffuser.recommend.ranking import CUTS
 
 WATCHABLE = [
-    f"{how} {metric}"
-    for how, cut in (("full", ("hit", "recall", "ndcg")), ("sampled", ("hit", "ndcg")))
-    for metric in (*(f"{name}@{k}" for name in cut for k in CUTS), "mrr", "auc", "gauc")
+    *(f"full {name}@{k}" for name in ("hit", "recall", "ndcg") for k in CUTS),
+    *("full mrr", "full gauc"),
+    *(f"sampled {name}@{k}" for name in ("hit", "ndcg") for k in CUTS),
+    *("sampled mrr", "sampled auc", "sampled gauc"),
 ]
-"""What a run can be stopped by; see `stopping`."""
+"""What a run can be stopped by: the metrics of `evaluation`; see `stopping`."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -61,7 +61,7 @@ class Taste:
 
 
 def fit_taste(rows: Sequence[Row], *, seed: int = 0) -> Taste:
-    """Learn from a person's samples; a second or two for thousands of them.
+    """Learn from a person's samples; about a second for a hundred of them on one core.
 
     Raises:
         ValueError: nothing kept, or nothing left.

@@ -14,6 +14,8 @@ from unidiffuser.server.store import Row
 WORD = re.compile(r"[^\W_]+(?:['’][^\W_]+)*")
 LONGEST = 20_000
 """Characters of a job's sentences that are read."""
+MOST_KNOWN = 100
+"""Words of a sample, the first, that are compared."""
 SEEN = ("sample", "chain")
 """Verbs whose samples somebody may want more of."""
 
@@ -43,7 +45,7 @@ def said_in(row: Row) -> Said:
     return Said(
         created=row.created,
         sentences=tuple(every),
-        samples=tuple(map(tuple, known)) if row.verb in SEEN else (),
+        samples=tuple(tuple(words)[:MOST_KNOWN] for words in known) if row.verb in SEEN else (),
     )
 
 
