@@ -393,9 +393,9 @@ def measure_starts(table: Table, ours_at: Path, theirs_at: Path, args: argparse.
 
     if args.starts:
         table.add("start", column("ours", "first"), column("theirs", "first"))
-        for name in ("ours", "int8")[: len(runs) - 1]:
-            label = "memory int8" if name == "int8" else "memory"
-            table.add(label, column(name, "megabytes"), column("theirs", "megabytes"), unit="M")
+        table.add("memory", column("ours", "megabytes"), column("theirs", "megabytes"), unit="M")
+        if "int8" in found:
+            table.add("memory int8", column("int8", "megabytes"), column("theirs", "megabytes"), unit="M")
 
 
 def arguments() -> argparse.Namespace:

@@ -36,7 +36,7 @@ def _canary(server: Server, reference: str) -> Iterator[None]:
 def routes(server: Server) -> list[tuple[str, str]]:
     """Every (method, path) of the schema, ids filled in with one that is not there."""
     paths = server.get("/openapi.json").json()["paths"]
-    filled = {"name": "0" * 32, "file_name": "0.image.png"}
+    filled = {"name": "0" * 32, "file_name": "0.image.png", "sample": "0"}
     return [
         (method.upper(), re.sub(r"\{(\w+)\}", lambda m: filled[m[1]], path))
         for path, methods in paths.items()
@@ -475,7 +475,7 @@ def test_every_route_needs_the_token(locked: Server) -> None:
 def routes_of(locked: Server) -> list[tuple[str, str]]:
     with_token = locked.http.get("/openapi.json", headers={"authorization": "Bearer alpha-token-1"})
     assert with_token.status_code == 200
-    filled = {"name": "0" * 32, "file_name": "0.image.png"}
+    filled = {"name": "0" * 32, "file_name": "0.image.png", "sample": "0"}
     return [
         (method.upper(), re.sub(r"\{(\w+)\}", lambda m: filled[m[1]], path))
         for path, methods in with_token.json()["paths"].items()
@@ -492,6 +492,8 @@ def test_clients_never_see_each_others_jobs(locked: Server) -> None:
         refused(locked.get(f"{JOBS}/{name}{path}", headers=beta), 404)
     refused(locked.http.delete(f"{JOBS}/{name}", headers=beta), 404)
     refused(locked.http.post(f"{JOBS}/{name}/retry", headers=beta), 404)
+    refused(locked.http.put(f"{JOBS}/{name}/samples/0/keep", headers=beta), 404)
+    assert locked.http.post("/api/search", json={"words": "red"}, headers=beta).json()["total"] == 0
     assert locked.get(JOBS, headers=beta).json() == {"jobs": []}
     assert len(locked.get(JOBS, headers=alpha).json()["jobs"]) == 1
 

@@ -2,6 +2,7 @@
 
 import * as api from "./api.js";
 import { $, el } from "./dom.js";
+import { isKept } from "./kept.js";
 import { source, thumbnail } from "./media.js";
 import { state } from "./state.js";
 
@@ -10,6 +11,8 @@ let open = () => {};
 let oldest = null;
 let loading = false;
 let complete = false;
+let found = false; // whether the strip shows what a search found
+const EMPTY = "What you make appears here, and stays.";
 
 export function buildFilm(onOpen) {
   open = onOpen;
@@ -20,16 +23,26 @@ export function buildFilm(onOpen) {
 const nearEnd = () => $("film").scrollLeft + $("film").clientWidth > $("film").scrollWidth - 400;
 
 async function loadMore() {
-  if (loading || complete) return;
+  if (loading || complete || found) return;
   loading = true;
   try {
     const { jobs } = await api.history(oldest);
     complete = jobs.length < 40;
-    for (const job of jobs) { oldest = job.created; if (!shots.has(job.id)) $("film").append(shot(job)); }
-    if (!shots.size) $("film").replaceChildren(el("p", { class: "empty" }, "What you make appears here, and stays."));
+    const nodes = jobs.map((job) => { oldest = job.created; return shots.get(job.id)?.node || shot(job); });
+    if (!found) $("film").append(...nodes);
+    if (!shots.size) $("film").replaceChildren(el("p", { class: "empty" }, EMPTY));
   } finally {
     loading = false;
   }
+}
+
+// What a search found, the best first; null: everything that was read of the history, the newest first.
+export function showFound(jobs) {
+  if (!jobs && !found) return;
+  found = Boolean(jobs);
+  const read = [...shots.values()].filter(({ job }) => job.created >= (oldest ?? 0)).sort((a, b) => b.job.created - a.job.created);
+  const nodes = jobs ? jobs.map((job) => shots.get(job.id)?.node || shot(job)) : read.map(({ node }) => node);
+  $("film").replaceChildren(...(nodes.length || found ? nodes : [el("p", { class: "empty" }, EMPTY)]));
 }
 
 function shot(job) {
@@ -45,7 +58,7 @@ function draw(job) {
   const media = name ? mediaOf(name) : "text";
   button.replaceChildren(name ? thumbnail(value, media) : el("span", {}, job.verb === "score" && job.result ? `${job.result.bits.toFixed(0)} bits` : job.state));
   button.dataset.state = job.state;
-  button.setAttribute("aria-label", `${job.verb}, ${job.state}, ${new Date(1000 * job.created).toLocaleString()}`);
+  label(job, button);
   button.setAttribute("aria-current", String(state.job?.id === job.id));
   button.draggable = Boolean(name && media === "image");
   button.ondragstart = (event) => { if (name) event.dataTransfer.setData("application/x-unidiffuser", JSON.stringify({ name, url: source(value) })); };
@@ -62,20 +75,28 @@ const mediaOf = (name) => state.model.modalities.find((m) => m.name === name)?.m
 
 export function addToFilm(job) {
   if (shots.has(job.id)) return;
+  const node = shot(job);
+  if (found) return; // it stands where it belongs when the search is over
   $("film").querySelector(".empty")?.remove();
-  $("film").prepend(shot(job));
-  mark();
+  $("film").prepend(node);
 }
 
 export function updateFilm(job) {
   if (!shots.has(job.id)) addToFilm(job);
   shots.get(job.id).job = job;
   draw(job);
-  mark();
 }
 
 export function mark() {
-  for (const [id, { node }] of shots) node.firstChild.setAttribute("aria-current", String(state.job?.id === id));
+  for (const { job, node } of shots.values()) {
+    node.firstChild.setAttribute("aria-current", String(state.job?.id === job.id));
+    if (node.firstChild.dataset.kept !== String(isKept(job.id))) label(job, node.firstChild);
+  }
+}
+
+function label(job, button) {
+  button.dataset.kept = isKept(job.id);
+  button.setAttribute("aria-label", `${job.verb}, ${job.state}${isKept(job.id) ? ", kept" : ""}, ${new Date(1000 * job.created).toLocaleString()}`);
 }
 
 // One to the left (newer) or right (older) of what is shown.
