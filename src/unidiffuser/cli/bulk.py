@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any
 from unidiffuser import strict_json
 from unidiffuser.cli import flags
 from unidiffuser.cli.drawing import Drawing, shard_name
-from unidiffuser.cli.spreading import carrying
+from unidiffuser.cli.spreading import carrying, check_spreading
 from unidiffuser.cli.terminal import Terminal
 from unidiffuser.datasets.encoded import MANIFEST, whole_shards
 from unidiffuser.datasets.files import inside
@@ -53,6 +53,7 @@ class Row:
 
 def sample_in_bulk(args: argparse.Namespace, terminal: Terminal) -> int:
     """Draw samples for every row of a file into checked shards; the same line goes on if stopped."""
+    check_spreading(args)
     if args.like:
         raise ValueError("--like makes one picture again; it does not go with --prompts and --ray")
     if not args.out:

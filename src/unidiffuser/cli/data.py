@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from unidiffuser.cli import flags
 from unidiffuser.cli.flags import Parser
-from unidiffuser.cli.spreading import add_spreading, carrying
+from unidiffuser.cli.spreading import add_spreading, carrying, check_spreading
 from unidiffuser.cli.terminal import Terminal
 
 if TYPE_CHECKING:
@@ -54,6 +54,7 @@ def encode(args: argparse.Namespace, terminal: Terminal) -> int:
     from unidiffuser import encode as encoding
     from unidiffuser.datasets import open_data
 
+    check_spreading(args)
     if args.model and args.codecs:
         raise ValueError("--model and --codecs both say which codecs to use; give one of them")
     if args.stored not in STORED:

@@ -16,19 +16,20 @@ def add_spreading(parser: Parser) -> None:
     parser.flag("--workers", type=flags.whole, metavar="N", help="with --ray: processes (default: one a CPU or GPU)")
 
 
-@contextmanager
-def carrying(args: argparse.Namespace) -> Iterator[Callable[..., Any]]:
-    """What carries work out, as the flags say: `map`, or a Ray cluster.
-
-    Raises:
-        ValueError: the extra is missing, or the flags make no sense.
-    """
+def check_spreading(args: argparse.Namespace) -> None:
+    """ValueError, before anything else is done, if the extra is missing or the flags make no sense."""
     if args.workers is not None and not args.ray:
         raise ValueError("--workers goes with --ray; without it there is this process alone")
+    if args.ray:
+        need("ray", "pandas", "pyarrow")
+
+
+@contextmanager
+def carrying(args: argparse.Namespace) -> Iterator[Callable[..., Any]]:
+    """What carries work out, as the flags say: `map`, or a Ray cluster."""
     if not args.ray:
         yield map
         return
-    need("ray", "pandas", "pyarrow")
     from unidiffuser.cluster import cluster
 
     with cluster(args.workers, gpus=args.device.startswith("cuda")) as carry:
