@@ -28,6 +28,7 @@ MOST_BLOCKS = 10_000
 
 Work = Callable[[Any], Any]
 Carry = Callable[[Work, Sequence[Any]], Iterator[Any]]
+"""Who has work done: (a function, items) -> its answers. In this process, one after the other, that is `map`."""
 
 
 class WorkFailedError(Exception):
@@ -48,6 +49,7 @@ def cluster(workers: int | None = None, *, gpus: bool = False) -> Iterator[Carry
         ValueError: the cluster has room for fewer.
     """
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # nothing is told to anybody
+    os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")  # else its core prints an error at Ray Data's every start
     import ray
 
     joined = ray.is_initialized()
@@ -85,7 +87,8 @@ def _carried(workers: int, gpus: bool, work: Work, items: Sequence[Any]) -> Iter
         Worker,
         fn_constructor_args=(ray.put(work), os.getcwd()),
         compute=ray.data.ActorPoolStrategy(size=min(workers, len(rows))),
-        **({"num_gpus": 1} if gpus else {"num_cpus": 1}),
+        num_cpus=None if gpus else 1,
+        num_gpus=1 if gpus else None,
     )
     for row in answered.iter_rows():
         answer = json.loads(row["answer"])

@@ -15,6 +15,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from unidiffuser.cluster import Carry
 from unidiffuser.codecs import Codecs
 from unidiffuser.datasets.cases import RawCases
 from unidiffuser.datasets.codec_files import CONFIG, STATE, codec_key, load_codecs, save_codecs
@@ -36,8 +37,6 @@ Progress = Callable[[int, int], None]
 Stored = Literal["float32", "float16", "bfloat16"]
 Place = Sequence[int]
 """(number of the source, number of the shard in it)."""
-Carry = Callable[[Callable[[Place], Any], Sequence[Place]], Iterable[Any]]
-"""Who carries the work out: (a function, what it is called with) -> its answers, in any order. `map` does it here."""
 
 BATCH = 32
 SHARD_BYTES = 2**28
@@ -76,7 +75,7 @@ def encode(
         force: replace encoded data of other codecs or other data.
         progress: called with (rows done, rows in all).
         device: where codecs with large parts work.
-        carry: what has the shards made: `map` here and one by one, what `cluster` gives on other machines.
+        carry: what has the shards made: `map` here and one by one, what `cluster.cluster` gives on other machines.
 
     Raises:
         ValueError: the data are encoded already, a codec is missing, the place is taken.

@@ -60,7 +60,8 @@ def sample_in_bulk(args: argparse.Namespace, terminal: Terminal) -> int:
         raise ValueError("--prompts and --ray need --out FOLDER, where the same line goes on if it was stopped")
     if not args.names:
         raise ValueError("name what to sample: image, text, ...")
-    model = flags.load(args)
+    # The one who gives work out to GPUs need not have any.
+    model = flags.load(argparse.Namespace(**vars(args) | ({"device": "cpu"} if args.ray else {})))
     flags.check_names(model, args.names)
     drawing = Drawing(args, model)
     rows = read_rows(Path(args.prompts), model, drawing.asked) if args.prompts else [Row(line=0, given={})]
