@@ -1,4 +1,4 @@
-"""Ray Data on a local cluster of two workers: the bytes of one process, also when a worker dies, and no silent loss."""
+"""Ray Data on a local cluster of two workers: the bytes of one process, and no silent loss."""
 
 import json
 import os
@@ -14,7 +14,7 @@ from tiny_model import saved_model
 
 from unidiffuser import encode as encoding
 from unidiffuser.cli import main
-from unidiffuser.cluster import Carry, Work, WorkFailedError, cluster
+from unidiffuser.cluster import Carry, WorkFailedError, cluster
 from unidiffuser.datasets import open_data
 from unidiffuser.modalities import text as texts
 
@@ -36,31 +36,18 @@ def contents(folder: Path) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in folder.iterdir()}
 
 
-def test_encoding_writes_the_bytes_of_one_process_also_when_a_worker_dies(
-    carry: Carry, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_encoding_writes_the_bytes_of_one_process(
+    carry: Carry, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(texts, "REPULSION_STEPS", 5)
     monkeypatch.setattr(encoding, "MOST_ROWS", 3)
-    data = open_data(three_modalities(tmp_path / "digits"))
-    codecs = encoding.fitted(data)
-    answers: list[Any] = []
-
-    def carried(work: Work, places: Any) -> Iterator[Any]:
-        def dying(place: Any) -> Any:
-            if place == [1, 0] and not (tmp_path / "died").exists():
-                (tmp_path / "died").touch()
-                os._exit(1)
-            return work(place) | {"process": os.getpid()}
-
-        for answer in carry(dying, places):
-            answers.append(answer)
-            yield answer
-
-    encoding.encode(data, codecs, tmp_path / "one")
-    encoding.encode(data, codecs, tmp_path / "two", carry=carried)
-    assert contents(tmp_path / "one") == contents(tmp_path / "two") and (tmp_path / "died").exists()
-    assert sorted(answer["place"] for answer in answers) == [[0, 0], [0, 1], [1, 0], [1, 1], [2, 0]]
-    assert os.getpid() not in {answer["process"] for answer in answers}
+    three_modalities(tmp_path / "digits")
+    line = ["data", "encode", str(tmp_path / "digits"), "--json", "--out"]
+    assert main([*line, str(tmp_path / "one")]) == 0
+    assert main([*line, str(tmp_path / "two"), "--ray", "--workers", "2"]) == 0
+    one, two = (json.loads(each) for each in capsys.readouterr().out.splitlines())
+    assert one | {"out": ""} == two | {"out": ""} and one["shards"] == 5
+    assert contents(tmp_path / "one") == contents(tmp_path / "two")
     assert set(open_data(tmp_path / "two").pairs[0]) == {"image", "sound", "text"}
 
 
@@ -94,12 +81,18 @@ def test_sampling_writes_the_bytes_of_one_process(
     assert contents(tmp_path / "one") == contents(tmp_path / "two") and len(contents(tmp_path / "one")) == 4
 
 
-def test_a_failure_is_one_sentence_and_too_many_workers_are_refused(carry: Carry) -> None:
-    def work(item: Any) -> Any:
-        raise RuntimeError(f"no\nway in {os.getcwd()}")
+def test_a_worker_that_dies_does_its_item_again_and_a_failure_is_one_sentence(carry: Carry, tmp_path: Path) -> None:
+    here = os.getcwd()
 
-    with pytest.raises(WorkFailedError, match=rf"^a worker on \S+ failed: RuntimeError: no way in {os.getcwd()}$"):
-        list(carry(work, [1]))
-    assert list(carry(work, [])) == []
-    with pytest.raises(ValueError, match="9999 workers need a CPU each, and the cluster has "), cluster(9999):
-        pass
+    def work(item: Any) -> Any:
+        if not (tmp_path / "died").exists():
+            (tmp_path / "died").touch()
+            os._exit(1)
+        raise RuntimeError(f"no\nway with {item} in {os.getcwd()}")
+
+    with pytest.raises(WorkFailedError, match=rf"^a worker on \S+ failed: RuntimeError: no way with \[7\] in {here}$"):
+        list(carry(work, [[7]]))
+    assert (tmp_path / "died").exists() and list(carry(work, [])) == []
+    for workers in (0, 9999):
+        with pytest.raises(ValueError, match=f"{workers} workers cannot be had: each takes a CPU"), cluster(workers):
+            pass

@@ -46,7 +46,7 @@ def cluster(workers: int | None = None, *, gpus: bool = False) -> Iterator[Carry
         gpus: each needs a GPU instead.
 
     Raises:
-        ValueError: the cluster has room for fewer.
+        ValueError: the cluster has room for fewer, or there is to be none.
     """
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # nothing is told to anybody
     os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")  # else its core prints an error at Ray Data's every start
@@ -59,9 +59,10 @@ def cluster(workers: int | None = None, *, gpus: bool = False) -> Iterator[Carry
     try:
         what = "GPU" if gpus else "CPU"
         room = int(ray.cluster_resources().get(what, 0))
-        if not 1 <= (workers or room) <= room:
-            raise ValueError(f"{workers or 1} workers need a {what} each, and the cluster has {room}; choose fewer")
-        yield partial(_carried, workers or room, gpus)
+        chosen = room if workers is None else workers
+        if not 1 <= chosen <= room:
+            raise ValueError(f"{chosen} workers cannot be had: each takes a {what}, and the cluster has {room}")
+        yield partial(_carried, chosen, gpus)
     finally:
         if not joined:
             ray.shutdown()
@@ -83,8 +84,9 @@ def _carried(workers: int, gpus: bool, work: Work, items: Sequence[Any]) -> Iter
     context.enable_progress_bars = context.print_on_execution_start = False
     rows = [{"item": json.dumps(item)} for item in items]
     asked = ray.data.from_items(rows, override_num_blocks=min(len(rows), MOST_BLOCKS))
+    worker: Any = Worker  # a class is taken too, but Ray's types do not say so
     answered = asked.map(
-        Worker,
+        worker,
         fn_constructor_args=(ray.put(work), os.getcwd()),
         compute=ray.data.ActorPoolStrategy(size=min(workers, len(rows))),
         num_cpus=None if gpus else 1,
