@@ -152,8 +152,10 @@ def clip_tokenizer(folder: Path) -> Reader:
     tokenizer = _tokenizer(folder, "CLIPTokenizer")
     end = tokenizer.token_to_id(_special(folder, "eos_token") or "<|endoftext|>")
     pad = tokenizer.token_to_id(_special(folder, "pad_token") or "<|endoftext|>")
-    if pad is None or end is None:
+    if pad is None:
         raise ModelError(f"{folder} does not know the token that sentences are padded with (pad_token); {AGAIN}")
+    if end is None:
+        raise ModelError(f"{folder} does not know the token that ends a sentence (eos_token); {AGAIN}")
     return Reader(saved=json.loads(tokenizer.to_str()), pad=pad, end=end)
 
 
