@@ -27,7 +27,7 @@ LAYERS = """
     request
     pipeline recipe sheet
     answers
-    encode
+    encode cluster
     codecs
     checkpoints
     datasets
