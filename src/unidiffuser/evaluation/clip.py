@@ -22,7 +22,7 @@ from torch.nn import functional as F
 from unidiffuser.checkpoints import hub
 from unidiffuser.evaluation.numbers import mean
 from unidiffuser.evaluation.trial import NotMeasured, Rows, Trial
-from unidiffuser.modalities.stable_diffusion import clip_pixels
+from unidiffuser.modalities.stable_diffusion import clip_square, standardised
 from unidiffuser.pretrained import asleep
 
 BATCH = 32
@@ -46,7 +46,7 @@ class Clip:
 
     def pictures(self, pictures: Sequence[Any]) -> Tensor:
         """B pictures -> (B, D)."""
-        pixels = torch.stack([clip_pixels(picture.convert("RGB"), self.side) for picture in pictures])
+        pixels = standardised(torch.stack([clip_square(picture.convert("RGB"), self.side) for picture in pictures]))
         embedded: Tensor = self.vision(pixel_values=pixels).image_embeds
         return embedded
 
