@@ -56,7 +56,12 @@ class EventLog:
         return [event for event in self._events if event.number > number]
 
     async def follow(self, number: int = 0) -> AsyncIterator[Told | None]:
-        """The events after a number as they come, up to the last; None is a sign of life."""
+        """The events after a number as they come, up to the last; None is a sign of life.
+
+        The last is told again to whoever has seen it, and after a number that was never told all that is new is told.
+        """
+        ended = bool(self._events) and self._events[-1].last
+        number = min(number, self.number - ended)
         while not self.closed:
             changed = self._changed
             for event in self.after(number):

@@ -22,7 +22,6 @@ from unidiffuser.server.limits import TurnedAwayError, missing
 from unidiffuser.server.schemas import ErrorAnswer, JobAnswer, JobBody, JobList, PictureBody, Status, Strict
 from unidiffuser.server.store import Row
 from unidiffuser.server.strict import StrictRoute
-from unidiffuser.server.work import summary
 
 JobId = Annotated[str, Path(pattern=r"^[0-9a-f]{32}$", description="The id of a job.")]
 Key = Annotated[str | None, Header(alias="Idempotency-Key", min_length=1, max_length=128, pattern=r"^[\x21-\x7e]+$")]
@@ -63,7 +62,7 @@ def _add_status(api: APIRouter, hub: Hub, guard: Guard, library: str) -> None:
             "ready": hub.work.ready,
             "trouble": hub.work.trouble(),
             "models": hub.models,
-            "queue": {"waiting": len(hub.work.queue), "running": hub.work.running},
+            "queue": {"waiting": len(hub.work.queue), "running": hub.work.stations.running},
             "limits": {"job_cost": hub.limits.job_cost, "queue_jobs": hub.limits.queue_jobs},
         }
 
@@ -202,4 +201,4 @@ def owner_of(request: Request) -> str:
 def told(hub: Hub, row: Row) -> dict[str, Any]:
     """A job as clients see it, with its place in the queue."""
     waits = row.state == "queued" and row.id in hub.work.queue
-    return summary(row) | {"ahead": hub.work.queue.ahead(row.id) if waits else None}
+    return row.told | {"ahead": hub.work.queue.ahead(row.id) if waits else None}
