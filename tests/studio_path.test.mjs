@@ -6,6 +6,7 @@ const studio = new URL("../src/unidiffuser/server/studio/", import.meta.url);
 const { branch, corner, curve, ends, falls } = await import(new URL("path.js", studio));
 const { intent, jobOf } = await import(new URL("roles.js", studio));
 const { spectrum, waveOf } = await import(new URL("spectrogram.js", studio));
+const { furthest, mean } = await import(new URL("paths.js", studio));
 
 const card = (name, media, role, more = {}) => ({ name, media, role, value: null, loose: 0, vary: 0, mask: null, ...more });
 const cards = (image, text) => ({ image: card("image", "image", image.role || image, image), text: card("text", "text", text.role || text, text) });
@@ -67,4 +68,22 @@ test("a tone stands at its own frequency", () => {
   const power = spectrum(samples, 0, 256);
   assert.equal(power.indexOf(Math.max(...power)), 32);
   assert.equal(waveOf(new ArrayBuffer(44 + 20)).length, 10);
+});
+
+test("the ways that lie furthest apart are found in their own errors", () => {
+  const [a, b, c] = [mean([1, 2, 3]), mean([1, 2, 3, 2]), mean([10, 11, 12])];
+  assert.equal(a.middle, 2);
+  assert.ok(Math.abs(a.error - 1 / Math.sqrt(3)) < 1e-12);
+  const most = furthest([a, b, c]);
+  assert.deepEqual(most.ways.includes(2), true);
+  assert.ok(most.far > 5 && furthest([a, b]).far === 0);
+  assert.equal(mean([1]), null);
+  assert.equal(furthest([a, null]), null);
+});
+
+test("what was chosen reaches the job, and nothing else does", () => {
+  const settings = { n: 1, draws: 64, steps: null, label: 0, size: [64, 96], reuse: { every: 3, outer: 1 }, guidance_interval: [0.1, 0.9] };
+  const job = jobOf(cards("sampled", { role: "given", value: "a red circle" }), settings, 7, "m");
+  assert.deepEqual([job.label, job.size, job.reuse, job.guidance_interval], [0, [64, 96], { every: 3, outer: 1 }, [0.1, 0.9]]);
+  assert.ok(!("steps" in job) && !("n" in job) && !("draws" in job));
 });

@@ -55,6 +55,7 @@ class Hub:
             created=now, deadline=now + wait, key=key, print=print_,
         )  # fmt: skip
         live = self.work.push(row, client)  # before the store, so that what is being written counts as waiting
+        live.log.tell("queued", {"ahead": self.work.queue.ahead(row.id)})
         try:
             await asyncio.to_thread(self.store.add, row)
         except Exception:
@@ -62,7 +63,6 @@ class Hub:
             if key is not None and (known := await asyncio.to_thread(self.store.by_key, owner, key)):
                 return known  # the same request came twice at once
             raise
-        live.log.tell("queued", {"ahead": self.work.queue.ahead(row.id) if row.state == "queued" else 0})
         self.metrics.admitted.labels(row.verb).inc()
         self.work.wake()
         return row

@@ -5,6 +5,7 @@ import { between } from "./between.js";
 import { chain } from "./chain.js";
 import { compare } from "./compare.js";
 import { grid } from "./grid.js";
+import { paths } from "./paths.js";
 import { ring } from "./ring.js";
 import { state } from "./state.js";
 
@@ -15,6 +16,7 @@ const TABS = {
   Between: [() => true, between],
   Compare: [() => true, compare],
   Grid: [() => true, grid],
+  Paths: [(media) => media.length > 1, paths],
 };
 let shown = null;
 

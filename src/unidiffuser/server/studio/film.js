@@ -1,42 +1,119 @@
 // History as a film strip: newest first, it comes from the server, so it survives whatever happens to the page.
+// Only a few pages of it are in the document at a time, however long it is and however far one goes.
 
 import * as api from "./api.js";
 import { $, el } from "./dom.js";
 import { source, thumbnail } from "./media.js";
 import { state } from "./state.js";
 
-const shots = new Map(); // id -> {job, node}
+const PAGE = 40;
+const PAGES = 6;
+const FRESH = 100; // so many new jobs on the first page, and it is loaded anew
+
+const shots = new Map(); // id -> {job, node}, of what is in the document
 let open = () => {};
-let oldest = null;
-let loading = false;
+let pages = []; // [[node, ...], ...] in the document, newest first
+let first = 0; // which page of the history pages[0] is
+let cursors = [null]; // page k is what is older than cursors[k]; the first is the newest
+let fresh = 0; // jobs that were made since the first page's end was noted
 let complete = false;
+let loading = false;
+let picked = 0;
+let stale = false; // to be loaded anew once what is loading has come
 
 export function buildFilm(onOpen) {
   open = onOpen;
-  $("film").addEventListener("scroll", () => { if (nearEnd()) loadMore(); }, { passive: true });
-  return loadMore();
+  $("film").addEventListener("scroll", () => {
+    const { scrollLeft, clientWidth, scrollWidth } = $("film");
+    if (scrollLeft + clientWidth > scrollWidth - 400) turn(older);
+    else if (scrollLeft < 400 && first > 0) turn(newer);
+  }, { passive: true });
+  return turn(older);
 }
 
-const nearEnd = () => $("film").scrollLeft + $("film").clientWidth > $("film").scrollWidth - 400;
-
-async function loadMore() {
-  if (loading || complete) return;
+async function turn(way) {
+  if (loading) return;
   loading = true;
   try {
-    const { jobs } = await api.history(oldest);
-    complete = jobs.length < 40;
-    for (const job of jobs) { oldest = job.created; if (!shots.has(job.id)) $("film").append(shot(job)); }
-    if (!shots.size) $("film").replaceChildren(el("p", { class: "empty" }, "What you make appears here, and stays."));
+    await way();
+  } catch {
+    // the server is away: the banner says so, and the next scroll asks again
   } finally {
     loading = false;
+    if (stale) anew();
+    Object.assign($("film").dataset, { first, shots: shots.size });
   }
 }
 
+async function older() {
+  const index = first + pages.length;
+  if (complete) return;
+  const nodes = await load(index);
+  $("film").append(...nodes);
+  pages.push(nodes);
+  if (!shots.size) $("film").replaceChildren(el("p", { class: "empty" }, "What you make appears here, and stays."));
+  if (pages.length > PAGES) keepPlace(() => { drop(pages.shift()); first += 1; });
+}
+
+async function newer() {
+  const nodes = await load(first - 1);
+  first -= 1;
+  pages.unshift(nodes);
+  keepPlace(() => $("film").prepend(...nodes));
+  if (pages.length > PAGES) { drop(pages.pop()); complete = false; }
+}
+
+// What is added or taken away on the left moves nothing that is seen.
+function keepPlace(change) {
+  const film = $("film");
+  const [at, before] = [film.scrollLeft, film.scrollWidth];
+  change();
+  film.scrollLeft = at + film.scrollWidth - before;
+}
+
+async function load(index) {
+  const limit = index ? PAGE : Math.min(200, PAGE + fresh);
+  const { jobs } = await api.history(cursors[index], limit);
+  const end = first + pages.length;
+  if (index === end) complete = jobs.length < limit;
+  if (jobs.length && cursors.length === index + 1) cursors.push(jobs.at(-1).created);
+  return jobs.filter((job) => !shots.has(job.id)).map(shot);
+}
+
+function drop(nodes) {
+  for (const node of nodes) {
+    shots.delete(node.firstChild.dataset.id);
+    node.remove();
+  }
+}
+
+// Back to the newest.
+function anew() {
+  stale = loading;
+  if (loading) return;
+  for (const nodes of pages) drop(nodes);
+  pages = [];
+  first = 0;
+  cursors = [null];
+  fresh = 0;
+  complete = false;
+  $("film").scrollLeft = 0;
+  turn(older);
+}
+
 function shot(job) {
-  const node = el("div", { role: "listitem" }, el("button", { class: "shot", type: "button", "data-testid": "shot", "data-id": job.id, onclick: () => open(shots.get(job.id).job) }));
+  const node = el("div", { role: "listitem" }, el("button", { class: "shot", type: "button", "data-testid": "shot", "data-id": job.id, onclick: () => pick(job.id) }));
   shots.set(job.id, { job, node });
   draw(job);
   return node;
+}
+
+// The history holds no given files, so a job that is opened is fetched whole; of quick clicks the last one counts.
+async function pick(id) {
+  picked += 1;
+  const mine = picked;
+  const job = await api.job(id).catch(() => null);
+  if (job && mine === picked) open(job);
 }
 
 function draw(job) {
@@ -62,13 +139,17 @@ const mediaOf = (name) => state.model.modalities.find((m) => m.name === name)?.m
 
 export function addToFilm(job) {
   if (shots.has(job.id)) return;
+  fresh += 1;
+  if (first > 0 || fresh > FRESH || !pages.length) { anew(); return; }
   $("film").querySelector(".empty")?.remove();
-  $("film").prepend(shot(job));
+  const node = shot(job);
+  pages[0].unshift(node);
+  $("film").prepend(node);
   mark();
 }
 
 export function updateFilm(job) {
-  if (!shots.has(job.id)) addToFilm(job);
+  if (!shots.has(job.id)) return;
   shots.get(job.id).job = job;
   draw(job);
   mark();
@@ -83,6 +164,6 @@ export function step(by) {
   const ids = [...$("film").querySelectorAll(".shot")].map((node) => node.dataset.id);
   const next = ids[Math.max(0, Math.min(ids.length - 1, ids.indexOf(state.job?.id) + by))];
   if (!next || next === state.job?.id) return;
-  open(shots.get(next).job);
+  pick(next);
   shots.get(next).node.firstChild.scrollIntoView({ block: "nearest", inline: "nearest" });
 }
