@@ -112,12 +112,12 @@ def test_only_the_call_at_fault_fails() -> None:
             raise RuntimeError("too large")
         return {"a": xt["a"] * 2}
 
-    lanes = Lanes(picky, lanes=1)
+    lanes = Lanes(lanes=1)
 
     def ask(value: float) -> Any:
-        with lanes.joined(lambda: None) as shared:
+        with lanes.joined():
             started.wait()
-            return shared({"a": torch.full((1, 2), value)}, {"a": torch.zeros(1)})["a"][0, 0].item()
+            return lanes.ask(picky, {"a": torch.full((1, 2), value)}, {"a": torch.zeros(1)})["a"][0, 0].item()
 
     assert [str(x) for x in together([lambda: ask(1.0), lambda: ask(1000.0), lambda: ask(3.0)])] == [
         "2.0",
@@ -136,10 +136,10 @@ def test_a_stopped_job_ends_before_its_next_evaluation(engine: Engine) -> None:
 
 
 def test_closed_lanes_answer_nobody() -> None:
-    lanes = Lanes(lambda xt, t: xt)
+    lanes = Lanes()
     lanes.close()
     with pytest.raises(StoppedError):
-        lanes.ask(noise_like({"a": (2,)}, [1], "x"), {"a": torch.zeros(1)})
+        lanes.ask(lambda xt, t: xt, noise_like({"a": (2,)}, [1], "x"), {"a": torch.zeros(1)})
 
 
 def test_a_job_is_refused_before_it_runs(engine: Engine) -> None:
