@@ -18,6 +18,7 @@ let cursors = [null]; // page k is what is older than cursors[k]; the first is t
 let fresh = 0; // jobs that were made since the first page's end was noted
 let complete = false;
 let loading = false;
+let turned = 0; // how often pages came or went
 let picked = 0;
 let stale = false; // to be loaded anew once what is loading has come
 
@@ -41,7 +42,8 @@ async function turn(way) {
   } finally {
     loading = false;
     if (stale) anew();
-    Object.assign($("film").dataset, { first, shots: shots.size });
+    turned += 1;
+    $("film").dataset.turned = turned;
   }
 }
 
