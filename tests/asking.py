@@ -45,7 +45,7 @@ class Operation:
         return re.findall(r"\{(\w+)\}", self.template)
 
     def with_ids(self, ids: dict[str, str]) -> str:
-        return re.sub(r"\{(\w+)\}", lambda m: ids[m[1]], self.template)
+        return re.sub(r"\{(\w+)\}", lambda m: ids.get(m[1], "0"), self.template)
 
     @property
     def content(self) -> dict[str, Any]:
