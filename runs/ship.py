@@ -39,10 +39,11 @@ of sentences, sentences of pictures, both together, each alone. It comes with th
 **Data**: the `scenes` world, drawn on demand ([docs/scenes.md](../../../../docs/scenes.md)); {seen:,} pairs were
 seen. Six pairs of colour and shape were kept out of training; "held-out" below is about them.
 
-**Model**: a joint U-ViT, {parameters:.1f} million parameters ({network}), on the latents of an autoencoder of
-{autoencoder:.1f} million parameters (8 x 8 x 4 numbers a picture) and {words} word latents of {width} numbers;
-rectified flow, x0-prediction with the error measured in velocity, {ends:.0%} of the timesteps at each exact end.
-{stored}.
+**Model**: a joint U-ViT, {parameters:.1f} million parameters
+({network}),
+on the latents of an autoencoder of {autoencoder:.1f} million parameters (8 x 8 x 4 numbers a picture) and {words} word
+latents of {width} numbers; rectified flow, x0-prediction with the error measured in velocity, {ends:.0%} of the
+timesteps at each exact end. Weights are stored in float16 and computed with in float32.
 
 **Training**: `runs/scenes.sh`, {steps:,} steps of {batch} pairs after {ae_steps:,} steps of {ae_batch} pictures for the
 autoencoder.
@@ -134,7 +135,6 @@ def card(model: UniDiffuser, report: Report, samples: int) -> str:
         autoencoder=sum(x.numel() for x in image.values()) / 1e6,
         network=", ".join(f"{k} {v}" for k, v in network.items() if k != "kind"),
         ends=training["ends"],
-        stored="Weights are stored in float16 and computed with in float32",
         steps=settings["steps"],
         batch=settings["batch"],
         ae_steps=training["autoencoder_training"]["steps"],

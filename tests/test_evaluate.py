@@ -106,6 +106,22 @@ def test_the_report_is_json_and_a_table() -> None:
     assert len({line.count("|") for line in table.split("\n\n")[1].splitlines()}) == 1
 
 
+@pytest.mark.parametrize("rate, shown", [(0.89, "90 %, missed"), (0.9, "90 %")])
+def test_the_table_says_which_rates_are_too_low(rate: float, shown: str) -> None:
+    report = run(Fake())
+    report["rows"]["joint"]["rate"] = rate
+    assert f"| {shown} | 99 % |" in evaluate.markdown(report)
+
+
+def test_the_table_says_which_distances_are_too_large() -> None:
+    report = run(Fake())
+    report["rows"]["facts_image"]["distance"] = 0.061
+    assert "| 0.06, missed | 0.02 |" in evaluate.markdown(report)
+    report["rows"]["facts_image"]["distance"] = 0.06
+    [row] = [line for line in evaluate.markdown(report).splitlines() if "pictures alone" in line]
+    assert "| 0.06 | 0.02 |" in row
+
+
 def test_frequencies_are_those_of_the_world() -> None:
     truth = Scenes(seed=1, split="test")
     seen = frequencies.count(truth.facts(i) for i in range(4000))

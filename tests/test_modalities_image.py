@@ -14,7 +14,7 @@ import pytest
 import torch
 from PIL.PngImagePlugin import PngInfo
 
-from unidiffuser.modalities.image import Image, Latents
+from unidiffuser.modalities.image import Image, Latents, pixels_of
 from unidiffuser.networks.autoencoder import AutoEncoder, AutoEncoderConfig
 
 RGB = Image.fit([], size=8)
@@ -227,3 +227,18 @@ def test_a_large_autoencoder_is_refused_before_it_is_made() -> None:
 def test_pictures_encoded_together_are_those_encoded_alone() -> None:
     codec, pictures = latent_codec(), [flat("RGB", colour) for colour in ((200, 30, 40), (20, 30, 240))]
     torch.testing.assert_close(codec.encode_together(pictures)[""], codec.encode(pictures)[""], rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("size", [(128, 96), (96, 128), (40, 40)])
+def test_pixels_with_gradients_are_cut_and_resized_as_pictures_are(size: tuple[int, int]) -> None:
+    rng = np.random.default_rng(0)
+    smooth = PIL.Image.fromarray(rng.integers(0, 256, (6, 8, 3), np.uint8)).resize(size, PIL.Image.Resampling.BICUBIC)
+    pixels = pixels_of(smooth)[None].requires_grad_(True)
+    for codec in (Image.fit([], size=32), Image.fit([], size=32, channels=1)):
+        seen = codec.encode_pixels(pixels)[""]
+        told = codec.encode([codec.check(smooth)])[""]
+        # Lanczos and bicubic differ, and so do rounded and exact pixels and the weights of the colours in grey.
+        assert float((seen - told).detach().abs().mean()) < (0.02 if codec.channels == 3 else 0.2)
+        (slope,) = torch.autograd.grad(seen.sum(), pixels)
+        inside = (slope != 0).flatten(1).float().mean()
+        assert inside == pytest.approx(min(size) ** 2 / (size[0] * size[1]), abs=0.02)

@@ -56,6 +56,16 @@ def test_a_part_that_is_not_kept_sleeps_after_use() -> None:
     assert not one.awake
 
 
+def test_a_part_that_was_woken_to_sample_lets_gradients_through_later() -> None:
+    one = part(Reads())
+    one.place("cpu", torch.float64)
+    with torch.inference_mode():
+        one.wake()
+    x = X.double().requires_grad_(True)
+    one.wake()(x).sum().backward()
+    torch.testing.assert_close(x.grad, torch.ones(1, 3).double())
+
+
 def test_weights_are_used_as_they_lie() -> None:
     reads = Reads()
     one = part(reads)

@@ -4,6 +4,7 @@ import json
 import shlex
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +18,13 @@ from released_truth import photo, recorded
 from unidiffuser import UniDiffuser
 from unidiffuser.checkpoints import ModelError, hub
 from unidiffuser.cli import main
+from unidiffuser.joint import generator
+from unidiffuser.modalities.image import pixels_of
+from unidiffuser.modalities.stable_diffusion import StableDiffusion
 from unidiffuser.offload import Offloaded
+from unidiffuser.radiance import FieldConfig, RadianceField
 from unidiffuser.reuse import Reuse
+from unidiffuser.text_to_3d import Sculpting, optimiser, pictures_of, rendered, sculpt, views
 
 HALF, REST = slice(0, 8), slice(8, 16)
 
@@ -74,6 +80,29 @@ def test_gibbs_variation_and_interpolation(model: UniDiffuser) -> None:
     assert [sorted(link.values) for link in chain] == [["image", "text"]] * 3
     frames = model.interpolate({"image": photo(seed=1)}, {"image": photo(seed=2)}, frames=3, steps=40)
     assert [frame["image"].size for frame in frames] == [(128, 128)] * 3
+
+
+def test_pixels_with_gradients_are_encoded_as_pictures_are(model: UniDiffuser) -> None:
+    [image] = [codec for codec in model.modalities.values() if isinstance(codec, StableDiffusion)]
+    picture = image.check(photo(128, 128))
+    pixels = pixels_of(picture)[None].requires_grad_(True)
+    seen, told = image.encode_pixels(pixels), image.encode([picture])
+    torch.testing.assert_close(seen["latent"], told["latent"], rtol=1e-4, atol=1e-4)
+    assert torch.cosine_similarity(seen["clip"], told["clip"], -1).item() > 0.999  # theirs is rounded to 8 bits
+    for stream, goal in told.items():
+        gap = (image.encode_pixels(pixels)[stream] - 0.9 * goal).square().sum()
+        (slope,) = torch.autograd.grad(gap, pixels)
+        step = 1e-3 * gap.detach() / slope.square().sum()  # to first order it takes a thousandth away
+        left = (image.encode_pixels(pixels - step * slope)[stream] - 0.9 * goal).square().sum()
+        assert float(1 - left / gap) == pytest.approx(1e-3, rel=0.2), stream
+
+
+def test_an_object_is_made_through_it(model: UniDiffuser, tmp_path: Path) -> None:
+    training = replace(optimiser(2), batch=2, warmup=1)
+    settings = Sculpting(training=training, shape=FieldConfig(resolution=8), samples=8, drawn=2)
+    field = sculpt(model, {"text": "cat"}, settings, tmp_path)
+    assert not torch.equal(field.colour, RadianceField(settings.shape, generator(0, "field")).colour)
+    assert views(field, settings, rendered(pictures_of(model)[1]), 1, 0).shape == (1, 3, 128, 128)
 
 
 def test_scoring_explains_both_streams_of_a_picture(model: UniDiffuser) -> None:

@@ -290,6 +290,15 @@ def markdown(report: Mapping[str, Any]) -> str:
     return "\n".join(lines) + "\n"
 
 
+def _misses(row: Mapping[str, Any]) -> bool:
+    """Whether a row breaks its bound, if it has one: a rate from below, a distance or a time from above."""
+    if "bound" not in row:
+        return False
+    if "rate" in row:
+        return bool(row["rate"] < row["bound"])
+    return bool(row["distance" if "distance" in row else "seconds"] > row["bound"])
+
+
 def _cells(row: Mapping[str, Any]) -> list[str]:
     bounds = [row[name] for name in ("bound", "aim") if name in row]
     if "rate" in row:
@@ -300,4 +309,6 @@ def _cells(row: Mapping[str, Any]) -> list[str]:
         measured = f"{row['distance']:.3f}" if "distance" in row else f"{row['seconds']:.2f} s"
         truth = f"{row['floor']:.3f}" if "floor" in row else ""
         shown = [f"{bound:g}" for bound in bounds]
+    if _misses(row):
+        shown[0] += ", missed"
     return [row["what"], measured, truth, *(shown or ["", ""])]

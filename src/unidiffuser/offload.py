@@ -87,10 +87,11 @@ class Offloaded(Generic[M]):
     def wake(self) -> M:
         """The module with its weights, in evaluation mode."""
         if self.weights is not None and not self.awake:
-            state = {name: self.weights[name].to(self.device, self.dtype) for name in self.module.state_dict()}
-            self.module.load_state_dict(state, assign=True)
-            self.module.requires_grad_(False).eval()
-            _number_places(self.module, self.device)
+            with torch.inference_mode(False):  # whoever wakes it to sample, others may need it with gradients
+                state = {name: self.weights[name].to(self.device, self.dtype) for name in self.module.state_dict()}
+                self.module.load_state_dict(state, assign=True)
+                self.module.requires_grad_(False).eval()
+                _number_places(self.module, self.device)
         return self.module
 
     def sleep(self) -> None:

@@ -32,7 +32,8 @@ from unidiffuser.datasets.scenes import facts, oracle
 from unidiffuser.guidance import Guidance
 from unidiffuser.instruct import METHODS, Method
 from unidiffuser.joint import Joint, generator
-from unidiffuser.modalities.image import Image, Picture, picture_of
+from unidiffuser.modalities import SeesPixels
+from unidiffuser.modalities.image import Picture, picture_of
 from unidiffuser.optimise import OptimiserSettings, fit
 from unidiffuser.pipeline import UniDiffuser
 from unidiffuser.radiance import Camera, FieldConfig, RadianceField, render
@@ -52,6 +53,9 @@ WAYS: Mapping[str, Method] = {
 
 GUIDANCE = 3.0
 """The scale of guidance unless told otherwise: an object is one picture, and should be a typical one."""
+
+MOST_PIXELS = 128
+"""Pixels a side at which an object is rendered at most; a teacher of larger pictures sees it enlarged."""
 
 FRAMES, FRAME_MS = 36, 80
 """Pictures of a turntable, and how long each is shown."""
@@ -208,8 +212,8 @@ class _Studio:
         """Pictures of the object from random sides, as every stream (B, ...); 0 where it is not a picture's."""
         azimuth, elevation = sides(self.settings, self.rows.batch, g, field.ground.device)
         camera, samples = self.settings.camera, self.settings.samples
-        pixels, _ = render(field, camera, azimuth, elevation, self.codec.size, samples=samples, generator=g)
-        views = self.codec.encode_pixels(pixels if self.codec.channels == 3 else pixels.mean(1, keepdim=True))
+        pixels, _ = render(field, camera, azimuth, elevation, rendered(self.codec), samples=samples, generator=g)
+        views = self.codec.encode_pixels(pixels)
         seen = {f"{self.name}.{s}" if s else self.name: x for s, x in views.items()}
         return {
             s: seen.get(s, torch.zeros(self.rows.batch, *shape).to(pixels)) for s, shape in self.rows.shapes.items()
@@ -229,17 +233,22 @@ class _Studio:
         return data
 
 
-def pictures_of(teacher: UniDiffuser) -> tuple[str, Image]:
-    """The modality of pictures through whose codec gradients pass, the first if there are several, and the codec.
+def pictures_of(teacher: UniDiffuser) -> tuple[str, SeesPixels]:
+    """The modality of pictures, the first if there are several, and its codec.
 
     Raises:
         ValueError: there is none.
     """
     for name, codec in teacher.modalities.items():
-        if isinstance(codec, Image):
+        if isinstance(codec, SeesPixels):
             return name, codec
     kinds = ", ".join(f"{name} of kind {codec.kind!r}" for name, codec in teacher.modalities.items())
-    raise ValueError(f"an object is made through a modality of kind 'image', and {teacher.name} has only {kinds}")
+    raise ValueError(f"an object is made through a modality of pictures, and {teacher.name} has only {kinds}")
+
+
+def rendered(codec: SeesPixels) -> int:
+    """Pixels a side at which an object is rendered for this codec."""
+    return min(codec.side, MOST_PIXELS)
 
 
 def sides(settings: Sculpting, n: int, g: torch.Generator, device: torch.device) -> tuple[Tensor, Tensor]:

@@ -43,7 +43,7 @@ def text_to_3d(args: argparse.Namespace, terminal: Terminal) -> int:
             field = recipe.sculpt(model, given, own, run / f"seed-{seed}", progress=partial(_shown, bar, own))
         with beside(place) as aside:
             recipe.write_gif(recipe.turntable(field, own, SIDE), aside)
-        seen.append(recipe.views(field, own, codec.size, args.views, 0))
+        seen.append(recipe.views(field, own, recipe.rendered(codec), args.views, 0))
         read.append(recipe.read_right(seen[-1], str(given.get("text", ""))))
     answer: dict[str, Any] = {"turntables": [str(place) for place in places], "seeds": seeds, "run": str(run)}
     answer |= {"method": args.method, "divergence": settings.method.divergence, "views": args.views}

@@ -14,7 +14,7 @@ import re
 from abc import ABC, abstractmethod
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
-from typing import Any, ClassVar, Generic, Self, TypeVar
+from typing import Any, ClassVar, Generic, Protocol, Self, TypeVar, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -133,6 +133,18 @@ class Modality(ABC, Generic[Raw]):
 
         Raises: ValueError if there are no raw values, one of them cannot be used, or an option is out of range.
         """
+
+
+@runtime_checkable
+class SeesPixels(Protocol):
+    """A codec of pictures through which gradients pass: for pictures that are rendered."""
+
+    @property
+    def side(self) -> int:
+        """The shorter side of its pictures, in pixels."""
+
+    def encode_pixels(self, pixels: Tensor) -> dict[str, Tensor]:
+        """As `encode` of pictures that are tensors (B, 3, S, S) in [-1, 1] of any size, with gradients."""
 
 
 def kinds() -> list[str]:

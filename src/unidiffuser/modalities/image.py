@@ -20,6 +20,7 @@ import numpy as np
 import PIL.Image
 import PIL.ImageOps
 import torch
+import torch.nn.functional as F
 from PIL.PngImagePlugin import PngInfo
 from torch import Tensor
 
@@ -112,8 +113,16 @@ class Image(Modality[Picture]):
         """As `encode`, all pictures in one forward of the autoencoder."""
         return {"": self._encode(raws, together=True)}
 
+    @property
+    def side(self) -> int:
+        """See `modalities.SeesPixels`."""
+        return self.size
+
     def encode_pixels(self, pixels: Tensor) -> dict[str, Tensor]:
-        """As `encode` of pictures that are tensors (B, C, S, S) in [-1, 1], with gradients: for what is rendered."""
+        """See `modalities.SeesPixels`."""
+        pixels = resized(pixels, self.size, self.size)
+        if self.channels == 1:
+            pixels = pixels.mean(1, keepdim=True)
         if self.latents is None:
             return {"": pixels}
         return {"": self.latents.differentiably(pixels.to(self.latents.mean)).to(pixels)}
@@ -327,6 +336,17 @@ def picture_of(pixels: Tensor) -> Picture:
     """Pixels (C, H, W), clamped to [-1, 1] and rounded to 8 bits, as a picture."""
     array = ((pixels.clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8).permute(1, 2, 0).numpy()
     return PIL.Image.fromarray(array if array.shape[2] == 3 else array[..., 0])
+
+
+def resized(pixels: Tensor, width: int, height: int) -> Tensor:
+    """Pixels (B, C, H, W) cut around their middle to the shape of width x height and resized to it, with gradients."""
+    *_, tall, wide = pixels.shape
+    h, w = min(tall, max(1, wide * height // width)), min(wide, max(1, tall * width // height))
+    top, left = (tall - h) // 2, (wide - w) // 2
+    part = pixels[..., top : top + h, left : left + w]
+    if (h, w) == (height, width):
+        return part
+    return F.interpolate(part, (height, width), mode="bicubic", antialias=True)
 
 
 def read_picture(path: str | Path) -> Picture:

@@ -29,6 +29,7 @@ from unidiffuser.modalities.image import (
     picture_of,
     pixels_of,
     read_picture,
+    resized,
     upright,
 )
 from unidiffuser.offload import Offloaded, Weights
@@ -137,9 +138,25 @@ class StableDiffusion(Modality[Picture]):
 
     def _embedding(self, vision: Any, picture: Picture) -> Tensor:
         """(1, 512), float32."""
-        pixels = clip_pixels(picture, self._config["vision"]["image_size"])
+        pixels = standardised(clip_square(picture, self._config["vision"]["image_size"]))
         embedding: Tensor = vision(pixel_values=pixels[None].to(next(vision.parameters()))).image_embeds
         return embedding.float().cpu()
+
+    @property
+    def side(self) -> int:
+        """See `modalities.SeesPixels`."""
+        return min(self.size)
+
+    def encode_pixels(self, pixels: Tensor) -> dict[str, Tensor]:
+        """See `modalities.SeesPixels`; the latent is the posterior's mean."""
+        side = self._config["vision"]["image_size"]
+        with self._part("autoencoder").loaded() as vae:
+            moments = vae.quant_conv(vae.encoder(resized(pixels, *self.size).to(next(vae.parameters()))))
+        with self._part("vision").loaded() as vision:
+            seen = standardised(resized(pixels, side, side))
+            embedding = vision(pixel_values=seen.to(next(vision.parameters()))).image_embeds[:, None]
+        mean = moments.chunk(2, dim=1)[0].to(pixels) * self._config["autoencoder"]["scaling_factor"]
+        return {"clip": embedding.to(pixels), "latent": mean}
 
     def decode(self, streams: Mapping[str, Tensor]) -> list[Picture]:
         """{"latent": (B, 4, H/8, W/8), ...} -> B pictures."""
@@ -198,10 +215,14 @@ class StableDiffusion(Modality[Picture]):
         return self.parts[name]
 
 
-def clip_pixels(picture: Picture, side: int) -> Tensor:
-    """A picture as CLIP sees it: short side to `side` (bicubic), the middle square, standardised; (3, side, side)."""
+def clip_square(picture: Picture, side: int) -> Tensor:
+    """The part of a picture that CLIP sees: short side to `side` (bicubic), the middle square; (3, side, side)."""
     short = min(picture.size)
     size = (int(side * picture.width / short), int(side * picture.height / short))
-    square = centre(picture.resize(size, PIL.Image.Resampling.BICUBIC))
-    pixels = (pixels_of(square) + 1) / 2
-    return (pixels - torch.tensor(CLIP_MEAN)[:, None, None]) / torch.tensor(CLIP_STD)[:, None, None]
+    return pixels_of(centre(picture.resize(size, PIL.Image.Resampling.BICUBIC)))
+
+
+def standardised(pixels: Tensor) -> Tensor:
+    """Pixels (..., 3, H, W) in [-1, 1] in the numbers that CLIP was trained on."""
+    mean, std = (torch.tensor(each, device=pixels.device)[:, None, None] for each in (CLIP_MEAN, CLIP_STD))
+    return ((pixels + 1) / 2 - mean) / std
