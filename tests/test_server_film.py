@@ -53,7 +53,7 @@ def test_a_chain_moves_link_by_link(server: Server) -> None:
         assert frames[0].width == 256 and frames[0].height > 256  # with room for the words
         last = server.picture(links[-1]["values"]["image"])
         first = server.picture(links[0]["values"]["image"])
-        assert likeness(frames[-1], last) < 12 < likeness(frames[-1], first)
+        assert 2 * likeness(frames[-1], last) < likeness(frames[-1], first)  # 256 colours are not all of them
     refused(server.get(f"{JOBS}/{name}/film", params={"sample": 2}), 409)
 
 
@@ -69,7 +69,7 @@ def test_a_sample_settles_out_of_noise(server: Server) -> None:
     name, result = done(server, {"names": ["image", "text"], "steps": 8, "partials": 3, "seed": 3, "n": 2})
     frames = film(server, name, sample=1)
     assert len(frames) == 4
-    assert likeness(frames[-1], server.picture(result["samples"][1]["values"]["image"])) < 12
+    assert likeness(frames[-1], server.picture(result["samples"][1]["values"]["image"])) < 16
 
 
 def test_what_has_no_film_says_so(server: Server) -> None:
