@@ -6,7 +6,7 @@ const studio = new URL("../src/unidiffuser/server/studio/", import.meta.url);
 const { branch, corner, curve, ends, falls } = await import(new URL("path.js", studio));
 const { intent, jobOf } = await import(new URL("roles.js", studio));
 const { spectrum, waveOf } = await import(new URL("spectrogram.js", studio));
-const { furthest, mean } = await import(new URL("paths.js", studio));
+const { furthest, limit, mean } = await import(new URL("paths.js", studio));
 
 const card = (name, media, role, more = {}) => ({ name, media, role, value: null, loose: 0, vary: 0, mask: null, ...more });
 const cards = (image, text) => ({ image: card("image", "image", image.role || image, image), text: card("text", "text", text.role || text, text) });
@@ -76,7 +76,8 @@ test("the ways that lie furthest apart are found in their own errors", () => {
   assert.ok(Math.abs(a.error - 1 / Math.sqrt(3)) < 1e-12);
   const most = furthest([a, b, c]);
   assert.deepEqual(most.ways.includes(2), true);
-  assert.ok(most.far > 5 && furthest([a, b]).far === 0);
+  assert.ok(most.far > 2 && furthest([a, b]).far === 0);
+  for (const [freedom, t] of [[14, 2.718], [30, 2.536], [62, 2.459]]) assert.ok(Math.abs(limit(freedom) - t) < 0.02, `${limit(freedom)}`);
   assert.equal(mean([1]), null);
   assert.equal(furthest([a, null]), null);
 });

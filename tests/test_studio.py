@@ -387,7 +387,7 @@ def test_a_slider_that_is_dragged_fast_asks_nothing(visit: Callable[..., Page]) 
         slider.dispatchEvent(new Event("input", { bubbles: true }));
     } }"""
     page.at("loose-text").evaluate(script)
-    assert page.page.get_by_test_id("loose-text").input_value() == "0.6"
+    assert page.page.get_by_test_id("loose-text").input_value() == "0.65"
     assert asked == []
 
 

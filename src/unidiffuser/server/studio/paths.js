@@ -75,14 +75,21 @@ export function mean(numbers) {
   return { middle, error: Math.sqrt(spread / n), n };
 }
 
-// The two ways that lie furthest apart, in their standard errors.
+// Standard errors beyond which one of three equal ways would seem to differ one time in twenty: Student's t of so many
+// degrees of freedom at 1 - 0.05 / 6, by its expansion about the normal (Abramowitz and Stegun, 26.7.5).
+export function limit(freedom) {
+  const z = 2.394;
+  return z + (z ** 3 + z) / (4 * freedom) + (5 * z ** 5 + 16 * z ** 3 + 3 * z) / (96 * freedom ** 2);
+}
+
+// The two ways that lie furthest apart; far > 1 is more than chance would have it.
 export function furthest(means) {
   let most = null;
   means.forEach((a, i) => means.slice(i + 1).forEach((b, j) => {
     if (!a || !b) return;
     const difference = Math.abs(a.middle - b.middle);
     const error = Math.hypot(a.error, b.error);
-    const far = difference / (error || Number.MIN_VALUE);
+    const far = difference / (error || Number.MIN_VALUE) / limit(a.n + b.n - 2);
     if (!most || far > most.far) most = { difference, error, far, ways: [i, i + 1 + j] };
   }));
   return most;
@@ -92,7 +99,7 @@ function verdict(names, found) {
   const bits = furthest(found.map((way) => way.bits));
   if (!bits) return "Too few of these pairs can be scored to say anything.";
   const apart = `${names[bits.ways[0]]} and ${names[bits.ways[1]]} lie ${bits.difference.toFixed(0)} ± ${bits.error.toFixed(0)} bits apart`;
-  return bits.far > 2.5 ? `The ways differ: ${apart}.` : `No difference can be seen with so many pairs: ${apart}, at most.`;
+  return bits.far > 1 ? `The ways differ: ${apart}.` : `No difference can be seen with so many pairs: ${apart}, at most.`;
 }
 
 function row(name, way, names) {
