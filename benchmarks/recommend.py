@@ -1,6 +1,6 @@
 """UDITSR's epoch beside the published formulation, how both grow, top-k of many users, and the memory of tables.
 
-    python benchmarks/recommend.py [--sizes 5000 10000 20000 40000] [--steps 3] [--json FILE]
+    python benchmarks/recommend.py [--only epochs | top] [--sizes 5000 10000 20000 40000] [--rows uditsr] [--json FILE]
 
 The three columns are one model with the published settings (100 numbers a vector, batches of 256, the MLP head), on one
 world, with the same batches and the same AdamW:
@@ -10,13 +10,15 @@ world, with the same batches and the same AdamW:
     ours          the same, the recommendations' part of the offsets made once an epoch
 
 An epoch is the time of its median step, over `--steps` of them, times its steps, plus what is made once. The ratios are
-of one run on one machine; the loss of the first step is compared as well, so that it is the same work.
+of one run on one machine; the loss of the first step is compared as well, so that it is the same work. Top-k is the
+call that answers users, `Recommender.top`, on tables of random numbers.
 """
 
 import argparse
 import json
 import statistics
 import sys
+import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import replace
@@ -28,10 +30,14 @@ from edgewise import Edgewise
 from torch import Tensor
 
 from unidiffuser.recommend.batches import Batches
-from unidiffuser.recommend.events import Events, History, Sizes
-from unidiffuser.recommend.models.lightgcn import LightGCNConfig
-from unidiffuser.recommend.models.lightgcn_query import LightGCNQuery
+from unidiffuser.recommend.events import Events, Index, Names, Sizes
+from unidiffuser.recommend.models import configure, find
 from unidiffuser.recommend.models.uditsr import UDITSR, UDITSRConfig
+from unidiffuser.recommend.recommender import Recommender
+from unidiffuser.recommend.store import Saved
+from unidiffuser.recommend.training import Plan
+from unidiffuser.recommend.training import train as carry_out
+from unidiffuser.recommend.truth import write_world
 from unidiffuser.recommend.world import World, WorldConfig
 
 BATCH, DIM = 256, 100
@@ -88,24 +94,70 @@ def epochs(count: int, steps: int) -> dict[str, Any]:
     return row | {"exact ratio": row["published"] / row["exact"], "our ratio": row["published"] / row["ours"]}
 
 
-def top_speed(items: int, users: int = 2000, dim: int = 64, k: int = 10) -> float:
-    """Users a second whose best k of all items, without what they had, are found in one batched product."""
+TOP = {
+    "popularity": ("popularity", {}, ""),
+    "mf": ("mf", {}, ""),
+    "lightgcn": ("lightgcn", {}, ""),
+    "lightgcn-query": ("lightgcn-query", {}, "ws"),
+    "masked": ("masked", {}, "ws"),
+    "diffusion, one call": ("diffusion", {}, "ws"),
+    "uditsr without generator": ("uditsr", {"generator": False}, "ws"),
+    "uditsr, dot": ("uditsr", {}, "s"),
+    "uditsr, dot, shortlist of 500": ("uditsr", {"shortlist": 500}, "w"),
+    "uditsr, dot, every candidate": ("uditsr", {}, "w-"),
+    "uditsr, MLP, every candidate": ("uditsr", {"head": "mlp"}, "ws-"),
+}
+"""Row -> kind, settings, and what is asked: w without, s with a query; "-": no product, so few users are enough."""
+
+
+def top_speeds(items: int, rows: str = "", users: int = 2000, dim: int = 64, k: int = 10) -> dict[str, float]:
+    """Users a second whose best k of all items, without what they had, are found; random weights, as fast as others."""
     g = torch.Generator().manual_seed(0)
+    had, words = 20 * users, 1001
     train = Events(
         torch.arange(users).repeat_interleave(20),
-        torch.randint(items, (20 * users,), generator=g),
-        torch.zeros(20 * users, 0, dtype=torch.int64),
+        torch.randint(items, (had,), generator=g),
+        torch.randint(1, words, (had, 3), generator=g) * (torch.rand(had, 1, generator=g) < 0.5),
     )
-    model = LightGCNQuery(LightGCNConfig(dim=dim, layers=2), Sizes(users=users, items=items, words=2), train)
-    model.requires_grad_(False).eval().ready()
-    history, times = History(train), []
-    for chunk in torch.arange(users).split(250):
-        begin = time.perf_counter()
-        scores = model.scores(chunk, torch.zeros(len(chunk), 0, dtype=torch.int64))
-        scores[history.pairs(chunk)] = -torch.inf
-        scores.topk(k)
-        times.append(time.perf_counter() - begin)
-    return 250 / statistics.median(times)
+    sizes = Sizes(users=users, items=items, words=words)
+    names = Names(**{x: Index(map(str, range(getattr(sizes, x)))) for x in ("users", "items", "words")})
+    found = {}
+    for name, (kind, settings, asked) in TOP.items():
+        if not name.startswith(rows):
+            continue
+        settings = settings if kind == "popularity" else {"dim": dim, **settings}
+        torch.manual_seed(0)
+        model = find(kind)(configure(kind, settings), sizes, train)
+        model.requires_grad_(False).eval().ready()
+        recommender = Recommender(Saved(model=model, names=names, training={}))
+        for query in [x for x in asked if x in "ws"] or [""]:
+            step = 4 if "-" in asked else 250
+            times = []
+            for chunk in torch.arange(min(users, 4 * step)).split(step):
+                typed = torch.randint(1, words, (len(chunk), 2), generator=g) * (query == "s")
+                begin = time.perf_counter()
+                recommender.top(chunk, typed, k)
+                times.append(time.perf_counter() - begin)
+            what = {"w": ", recommendations", "s": ", searches", "": ""}[query]
+            found[name + what] = step / statistics.median(times)
+    return found
+
+
+def shortlist_quality(users: int = 1000, items: int = 1500, k: int = 10) -> dict[int, float]:
+    """Length of UDITSR's shortlist -> the share of the exact best k in it, after a short training on a world."""
+    config = WorldConfig(users=users, items=items, events=EVENTS_EACH)
+    with tempfile.TemporaryDirectory() as folder:
+        write_world(config, Path(folder) / "world")
+        run = Path(folder) / "run"
+        carry_out(Path(folder) / "world", Plan.of("uditsr", dim=32, epochs=15), run)
+        rows = torch.arange(200)
+        asked = torch.zeros(len(rows), 1, dtype=torch.int64)
+        best, _ = Recommender.load(run).top(rows, asked, k)
+        found = {}
+        for count in (20, 75, 150, 300):
+            near, _ = Recommender.load(run, shortlist=count).top(rows, asked, k)
+            found[count] = float((near[:, :, None] == best[:, None, :]).any(1).double().mean())
+    return found
 
 
 def growth(rows: list[dict[str, Any]], name: str) -> float:
@@ -121,21 +173,13 @@ def memory(users: int, items: int, words: int, dim: int) -> dict[str, float]:
     return {"training": 5 * table, "asked": 2 * table, "a list of 1,000 users": 1000 * items * 4 / 1e9}
 
 
-def main() -> int:
-    """Print the tables."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--sizes", nargs="+", type=int, default=[5000, 10_000, 20_000, 40_000], help="events")
-    parser.add_argument("--steps", type=int, default=3, help="steps timed of the slow ones")
-    parser.add_argument("--items", type=int, default=40_000, help="items of the top-k")
-    parser.add_argument("--json", type=Path, help="write the figures here as well")
-    args = parser.parse_args()
-    if args.steps < 1 or min(args.sizes) < 2000 or args.items < 100:
-        parser.error("--steps is 1 or more, --sizes 2000 or more each, --items 100 or more")
+def tell_epochs(sizes: list[int], steps: int) -> dict[str, Any]:
+    """Print seconds an epoch and how they grow."""
     print(f"seconds an epoch, {torch.get_num_threads()} threads")
     print(f"{'events':>8} {'published':>10} {'exact':>10} {'ours':>10} {'exact is':>10} {'ours is':>10}")
     rows = []
-    for count in args.sizes:
-        row = epochs(count, args.steps)
+    for count in sizes:
+        row = epochs(count, steps)
         rows.append(row)
         figures = f"{row['published']:10.1f} {row['exact']:10.1f} {row['ours']:10.2f}"
         print(f"{count:>8} {figures} {row['exact ratio']:>9.1f}x {row['our ratio']:>9.1f}x", flush=True)
@@ -144,8 +188,38 @@ def main() -> int:
         report["growth"] = {name: growth(rows, name) for name in ("published", "exact", "ours")}
         print("an epoch grows as events to the power of: ", end="")
         print(", ".join(f"{name} {power:.2f}" for name, power in report["growth"].items()))
-    report["users a second"] = top_speed(args.items)
-    print(f"top 10 of {args.items} items: {report['users a second']:.0f} users a second")
+    return report
+
+
+def tell_top(items: int, rows: str) -> dict[str, Any]:
+    """Print users a second, and what a shortlist finds."""
+    report: dict[str, Any] = {"users a second": top_speeds(items, rows)}
+    print(f"top 10 of {items} items, users a second, {torch.get_num_threads()} threads")
+    for name, speed in report["users a second"].items():
+        print(f"{speed:>10.0f}  {name}", flush=True)
+    report["shortlist"] = shortlist_quality()
+    shares = ", ".join(f"{share:.3f} in {count}" for count, share in report["shortlist"].items())
+    print(f"share of the exact best 10 of 1500 items that is in UDITSR's shortlist: {shares}")
+    return report
+
+
+def main() -> int:
+    """Print the tables."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--sizes", nargs="+", type=int, default=[5000, 10_000, 20_000, 40_000], help="events")
+    parser.add_argument("--steps", type=int, default=3, help="steps timed of the slow ones")
+    parser.add_argument("--items", type=int, default=40_000, help="items of the top-k")
+    parser.add_argument("--json", type=Path, help="write the figures here as well")
+    parser.add_argument("--rows", default="", help="only rows of the top-k whose name begins so")
+    parser.add_argument("--only", choices=("epochs", "top"), help="one part alone")
+    args = parser.parse_args()
+    if args.steps < 1 or min(args.sizes) < 2000 or args.items < 1000:
+        parser.error("--steps is 1 or more, --sizes 2000 or more each, --items 1000 or more")
+    report: dict[str, Any] = {}
+    if args.only != "top":
+        report |= tell_epochs(args.sizes, args.steps)
+    if args.only != "epochs":
+        report |= tell_top(args.items, args.rows)
     report["gigabytes"] = memory(1_000_000, 1_000_000, 100_000, 64)
     print("a million users and items, 64 numbers each, in gigabytes (computed): ", end="")
     print(", ".join(f"{what} {size:.1f}" for what, size in report["gigabytes"].items()))

@@ -21,6 +21,8 @@ GOOD: dict[str, dict[str, Any]] = {
     CHAT: {"messages": [{"role": "user", "content": [{"type": "image_url", "image_url": {"url": PIXEL}}]}]},
     "/api/recipe": {"image": PIXEL},
     "/api/session": {"token": "none"},
+    "/api/search": {"words": "red"},
+    "/api/taste/rank": {"sentences": ["a red circle"]},
 }
 """A good body for every route that takes JSON; `operations` fails for a route that has none here."""
 

@@ -191,9 +191,9 @@ def test_pads_count_in_the_reference_and_nowhere_else() -> None:
         assert bool((model.scores(users, words) != before).any()) == counts
 
 
-@pytest.mark.parametrize("head", ["dot", "mlp"])
-def test_scores_are_those_that_training_compares(head: str) -> None:
-    model = double_model(some_events(), head=head, refresh="step")
+@pytest.mark.parametrize(("head", "generator"), [("dot", True), ("mlp", True), ("dot", False), ("mlp", False)])
+def test_scores_are_those_that_training_compares(head: str, generator: bool) -> None:
+    model = double_model(some_events(), head=head, refresh="step", generator=generator)
     model.ready()
     users = torch.arange(SIZES.users)
     words = torch.tensor([[0, 0], [2, 0], [3, 1]]).repeat(3, 1)
@@ -210,8 +210,16 @@ def test_scores_are_those_that_training_compares(head: str) -> None:
 
 @pytest.mark.parametrize(
     "settings",
-    [{"dim": 0}, {"head": "tree"}, {"supervision": -1.0}, {"refresh": "never"}, {"layers": -1}],
+    [
+        {"dim": 0},
+        {"head": "tree"},
+        {"supervision": -1.0},
+        {"refresh": "never"},
+        {"layers": -1},
+        {"shortlist": -1},
+        {"shortlist": 5, "head": "mlp"},
+    ],
 )
 def test_settings_that_make_no_model_are_refused(settings: dict[str, Any]) -> None:
-    with pytest.raises(ValueError, match=r"at least|must be|head is"):
+    with pytest.raises(ValueError, match=r"at least|must be|head is|only the dot head"):
         UDITSRConfig(**settings)

@@ -47,6 +47,8 @@ def test_clients_never_see_each_others_jobs(locked: Server) -> None:
         refused(locked.get(f"{JOBS}/{name}{path}", headers=beta), 404)
     refused(locked.http.delete(f"{JOBS}/{name}", headers=beta), 404)
     refused(locked.http.post(f"{JOBS}/{name}/retry", headers=beta), 404)
+    refused(locked.http.put(f"{JOBS}/{name}/samples/0/keep", headers=beta), 404)
+    assert locked.http.post("/api/search", json={"words": "red"}, headers=beta).json()["total"] == 0
     assert locked.get(JOBS, headers=beta).json() == {"jobs": []}
     assert len(locked.get(JOBS, headers=alpha).json()["jobs"]) == 1
 

@@ -94,13 +94,12 @@ def test_many_ranges_are_answered_in_bounded_time(server: Server) -> None:
 
 @pytest.mark.parametrize("method", ["GET", "POST", "PUT", "PATCH", "DELETE", "OPTIONS", "TRACE", "MRO", "__CLASS__"])
 def test_no_method_on_any_route_fails(server: Server, method: str) -> None:
-    for known, path in routes(server):
+    known = routes(server)
+    for path in {path for _, path in known}:
         answer = server.http.request(method, path)
         assert answer.status_code < 500 or path == "/ready", (method, path, answer.status_code)
-        if method not in ("GET", "POST", "DELETE"):
-            assert answer.status_code == 405, (method, path)
+        assert answer.status_code == 405 or (method, path) in known, (method, path)
         assert is_clean(answer.text)
-        assert known
 
 
 @pytest.mark.parametrize(

@@ -61,6 +61,7 @@ def fit_all(
     called: Any = None,
     tensorboard: bool = False,
     saved: Callable[[int], None] | None = None,
+    ended: Callable[[int, Mapping[str, Tensor]], bool] | None = None,
 ) -> list[dict[str, Tensor]]:
     """Optimise a model until `settings.steps`, going on from the folder's newest whole checkpoint.
 
@@ -73,6 +74,8 @@ def fit_all(
         called: what `loss_of` calls in the place of the model, when many processes share it.
         tensorboard: whether figures go there as well.
         saved: told the step of every checkpoint that was written.
+        ended: asked before every step and after the last one, with the number of steps taken and the average of the
+            decay `ema`; True ends the run there. What it remembers must be buffers of the model.
 
     Returns:
         The averages of the weights that train, whole: of the decay `ema` first, then of `more_ema`.
@@ -86,7 +89,7 @@ def fit_all(
     with _Signals(run.team) as signals, _loaders_watched():
         journal = Journal(folder, run.step, tensorboard=tensorboard) if run.team.first else None
         started, first = time.monotonic(), run.step
-        while run.step < settings.steps:
+        while not (ended and ended(run.step, run.averages.weights[0])) and run.step < settings.steps:
             loss, parts, norm = run.take_step(loss_of)
             if run.step % settings.log_every == 0:
                 figures = run.team.mean({"loss": loss, **parts}) | {"grad_norm": norm}
@@ -99,6 +102,8 @@ def fit_all(
             if run.step % settings.save_every == 0 or run.step == settings.steps or asked:
                 run.save(last=bool(asked) or run.step == settings.steps)
             signals.leave(asked)
+        if ended and run.step > first:
+            run.save(last=True)  # with what it remembers of the last answer
     return [{name: full(x) for name, x in average.items()} for average in run.averages.weights]
 
 

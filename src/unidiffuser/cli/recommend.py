@@ -6,6 +6,7 @@ unidiffuser recommend top --run runs/u --user 17 --query "3 14" -k 10 --json
 """
 
 import argparse
+import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -46,7 +47,7 @@ def train(args: argparse.Namespace, terminal: Terminal) -> int:
     """Train a model on a table of events, going on where an earlier run in the same folder stopped."""
     from unidiffuser.recommend.splits import Protocol
     from unidiffuser.recommend.store import read_interactions
-    from unidiffuser.recommend.training import Plan
+    from unidiffuser.recommend.training import VALIDATION, Plan
     from unidiffuser.recommend.training import train as carry_out
 
     protocol = Protocol(seed=args.split_seed, negatives=args.negatives)
@@ -65,7 +66,12 @@ def train(args: argparse.Namespace, terminal: Terminal) -> int:
     for what, count in counts.items():
         terminal.say(f"{what}: {count}")
     final = str(run / "final")
-    terminal.answer({"model": final, "kind": plan.recipe.kind, "counts": dict(counts)}, [final])
+    answer: dict[str, Any] = {"model": final, "kind": plan.recipe.kind, "counts": dict(counts)}
+    if (validation := run / "training" / VALIDATION).is_file():
+        answer["validation"] = found = json.loads(validation.read_text(encoding="utf-8"))
+        kept, value = found["kept"], found["epochs"][str(found["kept"])]
+        terminal.say(f"kept epoch {kept}: {found['watched']} {value:.4f} on the validation part")
+    terminal.answer(answer, [final])
     return 0
 
 
@@ -170,7 +176,7 @@ def train_flags(parser: Parser) -> None:
         "--negatives", type=flags.whole, default=99, help="listed beside each measured item, 0: none (default: 99)"
     )
     parser.flag("--epochs", type=flags.whole, help="passes over the events (default: the recipe's)")
-    _add_set(parser, "a setting of the model or its recipe, such as dim=32 or lr=0.003")
+    _add_set(parser, "a setting of the model or its recipe, such as dim=32, lr=0.003 or patience=5")
 
 
 def evaluate_flags(parser: Parser) -> None:
@@ -209,7 +215,7 @@ def _add_run(parser: Parser) -> None:
 
 
 def _add_asked(parser: Parser) -> None:
-    _add_set(parser, "how the model is asked, such as samples=16 or guidance=1 of a diffusion")
+    _add_set(parser, "how the model is asked, such as samples=16 of a diffusion or shortlist=500 of uditsr")
 
 
 def _add_set(parser: Parser, what: str) -> None:

@@ -12,6 +12,15 @@ from typing import Any
 
 from unidiffuser.optimise import OptimiserSettings
 from unidiffuser.recommend.models.uditsr import UDITSRConfig
+from unidiffuser.recommend.ranking import CUTS
+
+WATCHABLE = [
+    *(f"full {name}@{k}" for name in ("hit", "recall", "ndcg") for k in CUTS),
+    *("full mrr", "full gauc"),
+    *(f"sampled {name}@{k}" for name in ("hit", "ndcg") for k in CUTS),
+    *("sampled mrr", "sampled auc", "sampled gauc"),
+]
+"""What a run can be stopped by: the metrics of `evaluation`; see `stopping`."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,12 +39,23 @@ class Recipe:
     """Decoupled weight decay of matrices, tables among them."""
     ema: float = 0.95
     """Decay a step of the averaged weights."""
+    patience: int = 0
+    """Checks on the validation part without a better one after which training ends, the best weights kept; 0: it goes
+    through all epochs, and the last weights are the model."""
+    check_every: int = 1
+    """Epochs between checks."""
+    watched: str = "full hit@5"
+    """The metric of a check, one of `WATCHABLE`."""
     settings: Mapping[str, Any] = field(default_factory=dict)
     """Fields of the model's config that differ from its defaults."""
 
     def __post_init__(self) -> None:
         if self.epochs < 0 or self.batch < 1:
             raise ValueError(f"epochs must be 0 or more and batch 1 or more, not {self.epochs} and {self.batch}")
+        if self.patience < 0 or self.check_every < 1:
+            raise ValueError("patience is 0 (off) or more and check_every 1 or more")
+        if self.watched not in WATCHABLE:
+            raise ValueError(f"watched is one of {', '.join(WATCHABLE)}, not {self.watched!r}")
 
     def optimiser(self, events: int, seed: int) -> OptimiserSettings:
         """The settings of the loop for so many training events."""
@@ -69,6 +89,8 @@ RECIPES: dict[str, Recipe] = {
         lr=1e-4,
         weight_decay=1e-5,
         ema=0.0,
+        patience=10,
+        watched="sampled hit@5",
         settings=asdict(UDITSRConfig.reference()),
     ),
     "masked": Recipe(kind="masked", epochs=8, batch=256),

@@ -22,6 +22,8 @@ from unidiffuser.recommend.store import Saved, read_model
 from unidiffuser.recommend.training import Plan, Progress, train
 
 MAX_K = 10_000
+CELLS = 40_000_000
+"""So many scores are held at a time."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -118,7 +120,8 @@ class Recommender:
 
     @torch.no_grad()
     def top(self, users: Tensor, words: Tensor, k: int, *, again: bool = False) -> tuple[Tensor, Tensor]:
-        """The best items of many at once, in rows: one product over all items where the model is one.
+        """The best items of many at once, in rows: one product over all items where the model is one, otherwise among
+        those that `Model.coarse` finds, if the model was told so.
 
         Args:
             users: (B,) rows, -1 for nobody in particular; words: (B, W).
@@ -126,12 +129,24 @@ class Recommender:
         Returns:
             (B, k) rows of items and their scores, -inf where no item is left.
         """
-        scores = self.model.scores(users, words)
+        k, rows = min(_count(k), self.model.sizes.items), max(1, CELLS // self.model.sizes.items)
+        parts = zip(users.split(rows), words.split(rows), strict=True)
+        found = [self._top(*part, k, again) for part in parts]
+        return torch.cat([items for items, _ in found]), torch.cat([scores for _, scores in found])
+
+    def _top(self, users: Tensor, words: Tensor, k: int, again: bool) -> tuple[Tensor, Tensor]:
+        coarse = self.model.coarse(users, words)
+        table = self.model.scores(users, words) if coarse is None else coarse[0]
         if not again:
-            scores = scores.clone()
-            scores[self.history.pairs(users)] = -torch.inf
-        best = scores.topk(min(_count(k), scores.shape[1]))
-        return best.indices, best.values
+            table = table.clone()
+            table[self.history.pairs(users)] = -torch.inf
+        if coarse is None:
+            best = table.topk(k)
+            return best.indices, best.values
+        near = table.topk(min(max(coarse[1], k), table.shape[1]))
+        scores = self.model.scores(users, words, near.indices).masked_fill(near.values == -torch.inf, -torch.inf)
+        best = scores.topk(k)
+        return near.indices.gather(1, best.indices), best.values
 
 
 def _count(k: int) -> int:

@@ -3,7 +3,7 @@
     RUN/preset.json  the table, how it was split, the model and its recipe (`training.folder`)
     RUN/data/        the split and the candidates, written down (`store`)
     RUN/world/       the truth, if the table is that of a world (`truth`)
-    RUN/training/    checkpoints and metrics.jsonl (`optimise`)
+    RUN/training/    checkpoints and metrics.jsonl (`optimise`), validation.json if it may stop early (`stopping`)
     RUN/final/       the model (`store`)
 
 Everything random is a function of the seeds in preset.json, so the same call on the same folder goes on where it was
@@ -19,17 +19,20 @@ from typing import Any
 
 import torch
 
-from unidiffuser.optimise import fit
+from unidiffuser.optimise import fit_all
 from unidiffuser.recommend.batches import Batches
 from unidiffuser.recommend.events import Interactions
 from unidiffuser.recommend.models import Model, configure, find
 from unidiffuser.recommend.recipes import Recipe, recipe_of
 from unidiffuser.recommend.settings import with_settings
 from unidiffuser.recommend.splits import Protocol, split
+from unidiffuser.recommend.stopping import Watched
 from unidiffuser.recommend.store import EVENTS, Saved, read_interactions, write_interactions, write_model
 from unidiffuser.recommend.tables import format_of, read_table
 from unidiffuser.recommend.truth import keep_truth
 from unidiffuser.training import folder
+
+VALIDATION = "validation.json"
 
 Progress = Callable[[int, int, Mapping[str, float]], None]
 """Told (step, steps, the last figures)."""
@@ -79,7 +82,7 @@ def train(table: Path, plan: Plan, run: Path, *, progress: Progress | None = Non
         ValueError: a table that cannot be read, or a folder that belongs to a run with another plan.
         SystemExit, KeyboardInterrupt: it was asked to stop; the same call goes on from there.
     """
-    described = {"data": str(table), "format": format_of(table), **json.loads(json.dumps(dataclasses.asdict(plan)))}
+    described = {"data": str(table), "format": format_of(table), **_described(plan)}
     if run.exists() and not (run / folder.PRESET).is_file() and (not run.is_dir() or any(run.iterdir())):
         raise ValueError(f"{run} is there already and holds no run of this kind; choose another folder")
     with folder.locked(run):
@@ -102,9 +105,26 @@ def fit_model(data: Interactions, plan: Plan, where: Path, *, progress: Progress
     if model.trains and plan.recipe.epochs:
         settings = plan.recipe.optimiser(len(data.train), plan.seed)
         batches = Batches(data.train, data.sizes.items, plan.recipe.batch, plan.seed)
+        watched = Watched(model, data, plan.recipe, batches.per_epoch) if plan.recipe.patience else None
         model.train()
         follow = None if progress is None else lambda step, figures: progress(step, settings.steps, figures)
-        average = fit(model, lambda step: model.loss(*batches(step)), settings, where, follow)
-        model.load_state_dict(average, strict=False)
+        ended = watched.ended if watched else None
+        average = fit_all(
+            watched or model, lambda step: model.loss(*batches(step)), settings, where, follow, ended=ended
+        )[0]
+        if watched:
+            watched.keep_best()
+            (where / VALIDATION).write_text(json.dumps(watched.report(), indent=1) + "\n", encoding="utf-8")
+        else:
+            model.load_state_dict(average, strict=False)
     model.requires_grad_(False).eval().ready()
     return model
+
+
+def _described(plan: Plan) -> dict[str, Any]:
+    """A plan as JSON; of early stopping it says nothing where there is none, as it did before there was any."""
+    plain: dict[str, Any] = json.loads(json.dumps(dataclasses.asdict(plan)))
+    if not plan.recipe.patience:
+        for name in ("patience", "check_every", "watched"):
+            del plain["recipe"][name]
+    return plain

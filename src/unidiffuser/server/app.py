@@ -11,7 +11,7 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse, PlainTextResponse
 from starlette.exceptions import HTTPException
 
-from unidiffuser.server import native, openai, openai_schemas, schemas
+from unidiffuser.server import keeping, native, openai, openai_schemas, schemas
 from unidiffuser.server.guard import App, Guard, error_body
 from unidiffuser.server.hub import Hub
 from unidiffuser.server.limits import TurnedAwayError
@@ -55,6 +55,7 @@ def build(hub: Hub, *, library: str, hosts: Sequence[str], tokens: Sequence[str]
     )
     guard = Guard(app, hosts=hosts, tokens=tokens, limits=hub.limits, metrics=hub.metrics)
     app.include_router(native.routes(hub, guard, library))
+    app.include_router(keeping.routes(hub))
     app.include_router(openai.routes(hub))
     _add_health(app, hub, library)
     _add_page(app)
@@ -109,7 +110,7 @@ def _add_page(app: FastAPI) -> None:
 
 def _add_errors(app: FastAPI) -> None:
     """One form for everything that goes wrong, and nothing of our insides in it."""
-    bodies = [*vars(schemas).values(), *vars(openai_schemas).values()]
+    bodies = [*vars(schemas).values(), *keeping.BODIES, *vars(openai_schemas).values()]
     fields = {name for body in bodies for name in getattr(body, "model_fields", ())}
 
     def answer(refusal: TurnedAwayError, headers: dict[str, str] | None = None) -> JSONResponse:

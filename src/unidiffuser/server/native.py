@@ -104,7 +104,7 @@ def _add_jobs(api: APIRouter, hub: Hub) -> None:
     ) -> dict[str, Any]:
         """Jobs, newest first, without the files that were given; `before` is the creation time of the last one seen."""
         rows = await hub.history(owner_of(request), before, limit)
-        return {"jobs": [_light(told(hub, row)) for row in rows]}
+        return {"jobs": [listed(hub, row) for row in rows]}
 
     @api.get("/jobs/{name}", response_model=JobAnswer)
     async def read(request: Request, name: JobId) -> dict[str, Any]:
@@ -215,18 +215,18 @@ def owner_of(request: Request) -> str:
     return owner
 
 
-def _light(job: dict[str, Any]) -> dict[str, Any]:
-    """A job without the data of its files, of which a long history would have many."""
-
-    def light(value: Any) -> Any:
-        return {"type": value["type"]} if isinstance(value, dict) else value
-
-    plain = job["job"]
-    parts = {part: {m: light(v) for m, v in plain[part].items()} for part in ("given", "second", "masks")}
-    return job | {"job": plain | parts}
-
-
 def told(hub: Hub, row: Row) -> dict[str, Any]:
     """A job as clients see it, with its place in the queue."""
     waits = row.state == "queued" and row.id in hub.work.queue
     return row.told | {"ahead": hub.work.queue.ahead(row.id) if waits else None}
+
+
+def listed(hub: Hub, row: Row) -> dict[str, Any]:
+    """A job among many: without the data of the files that it was given, of which a long history would have much."""
+    job = told(hub, row)
+
+    def light(value: Any) -> Any:
+        return {"type": value["type"]} if isinstance(value, dict) else value
+
+    parts = {part: {m: light(v) for m, v in row.job[part].items()} for part in ("given", "second", "masks")}
+    return job | {"job": row.job | parts}

@@ -20,6 +20,8 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
+from unidiffuser.server import kept
+
 ID = re.compile(r"[0-9a-f]{32}")
 VERSION = 1
 SCHEMA = """
@@ -102,8 +104,9 @@ class Store:
         version = self._db.execute("pragma user_version").fetchone()[0]
         if version > VERSION:
             raise ValueError(f"{folder} was written by a newer unidiffuser; update, or give another --data-dir")
-        self._db.executescript(SCHEMA)
+        self._db.executescript(SCHEMA + kept.SCHEMA)
         self._db.execute(f"pragma user_version = {VERSION}")
+        self.kept = kept.Kept(self._run)
 
     def recover(self) -> list[Row]:
         """After a start: what ran is interrupted, strays are swept; the jobs that wait, oldest first."""
@@ -149,16 +152,26 @@ class Store:
         """A client's jobs, newest first."""
         return self._rows("where owner = ? and created < ? order by created desc limit ?", owner, before, limit)
 
+    def done(self, owner: str) -> list[str]:
+        """The ids of a client's jobs that are done."""
+        return [name for (name,) in self._run("select id from jobs where owner = ? and state = 'done'", owner)]
+
+    def many(self, names: Sequence[str]) -> list[Row]:
+        """Jobs by their ids, in no order; those that are not there are left out."""
+        return self._rows(f"where id in ({', '.join('?' * len(names))})", *names)
+
     def delete(self, name: str) -> None:
         """Forget a job and its files."""
         self._run("delete from jobs where id = ?", name)
         shutil.rmtree(self.files / name, ignore_errors=True)
 
     def prune(self, keep: int) -> None:
-        """Forget the oldest finished jobs beyond so many."""
+        """Forget the oldest finished jobs beyond so many, but none of which something is kept."""
         over = ", ".join(f"'{state}'" for state in OVER)
         for (name,) in self._run(
-            f"select id from jobs where state in ({over}) order by created desc limit -1 offset ?", keep
+            f"select id from jobs where state in ({over}) and id not in (select job from kept) "
+            "order by created desc limit -1 offset ?",
+            keep,
         ):
             self.delete(name)
 

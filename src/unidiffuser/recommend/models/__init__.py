@@ -87,6 +87,11 @@ class Model(nn.Module, ABC):
             (B, C) or (B, I), float32.
         """
 
+    def coarse(self, users: Tensor, words: Tensor) -> tuple[Tensor, int] | None:
+        """A cheap likeness of `scores` for all items (B, I), and among how many of its best the best of `scores` are to
+        be sought; None where `scores` of all items are cheap themselves, or were asked for."""
+        return None
+
     def word_scores(self, users: Tensor, items: Tensor | None = None) -> Tensor:
         """How likely each word is in a query of these users, for one item each (B,) if given: (B, V), word 0 is -inf.
 

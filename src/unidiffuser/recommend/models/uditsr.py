@@ -14,6 +14,9 @@ published MLP on [e*_u | e*_i | q]. The loss is
 
 with one negative i' an event, whose demand is generated anew on recommendations. `reference` sets all that the
 published code does: pads that learn, no item left out of its own lists, the MLP, its ending LeakyReLU.
+
+With the dot head a search of all items is one product. A recommendation is not, since every candidate has a demand of
+its own; `shortlist` seeks the best among those that one product with the user's mean demand finds.
 """
 
 from dataclasses import dataclass, replace
@@ -32,6 +35,10 @@ from unidiffuser.recommend.models.translation import Pair, Translation
 
 PAIRS = 100_000
 """So many pairs go through the generator at a time."""
+ASKED = 16_000
+"""So many at a time when a model is asked, where nothing is kept for gradients and all of it may stay in the cache."""
+POPULAR = 32
+"""Items, those with the most events, that a user's mean demand is the mean over."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,6 +74,9 @@ class UDITSRConfig:
     refresh: Literal["step", "epoch"] = "epoch"
     """When the generated part of the offsets is made: at every step with gradients, as published, or once an epoch
     without."""
+    shortlist: int = 0
+    """Items that the best of a recommendation are sought among; 0: all of them. It matters only when the model is
+    asked, and needs the dot head."""
 
     def __post_init__(self) -> None:
         if min(self.dim, self.user_words, self.item_words) < 1 or min(self.layers, self.query_words) < 0:
@@ -75,6 +85,8 @@ class UDITSRConfig:
             raise ValueError(f"head is dot or mlp and refresh step or epoch, not {self.head!r} and {self.refresh!r}")
         if not (self.supervision >= 0 and self.contrast >= 0):
             raise ValueError("supervision and contrast are weights and at least 0")
+        if self.shortlist < 0 or (self.shortlist and self.head != "dot"):
+            raise ValueError("shortlist is 0 (off) or more, and only the dot head has one")
 
     @classmethod
     def reference(cls) -> "UDITSRConfig":
@@ -100,6 +112,7 @@ class UDITSR(Model):
 
     kind = "uditsr"
     Config = UDITSRConfig
+    asked = ("shortlist",)
     config: UDITSRConfig
     offset_u: Tensor
     offset_i: Tensor
@@ -240,31 +253,54 @@ class UDITSR(Model):
         # The last row of all that belongs to users, which -1 means, is the average user.
         shares = state.shares and state.shares._replace(ask=average(state.shares.ask), user=average(state.shares.user))
         self.now = state._replace(users=average(state.users), shares=shares)
+        if self.config.shortlist and shares is not None:
+            often = torch.bincount(self.train_events.item, minlength=self.sizes.items)
+            usual = often.topk(min(POPULAR, self.sizes.items)).indices
+            users = torch.arange(len(self.now.users))
+            demands = [self._usual_demand(part, usual) for part in users.split(ASKED // POPULAR)]
+            self.mean_demand = torch.cat(demands)
+
+    def _usual_demand(self, users: Tensor, items: Tensor) -> Tensor:
+        """The mean over items (K,) of the demands of users (B,), (B, d)."""
+        assert self.now.shares is not None
+        demands = self.generate(self.now.shares, users.repeat_interleave(len(items)), items.repeat(len(users)))
+        return demands.unflatten(0, (-1, len(items))).mean(1)
+
+    @torch.no_grad()
+    def coarse(self, users: Tensor, words: Tensor) -> tuple[Tensor, int] | None:
+        search = (words != NO_WORD).any(1, keepdim=True)
+        if not self.config.shortlist or self.now.shares is None or bool(search.all()):
+            return None
+        demand = torch.where(search, self.query(self.now, words), self.mean_demand[users])
+        return (self.now.users[users] + demand) @ self.now.items.T, self.config.shortlist
 
     @torch.no_grad()
     def scores(self, users: Tensor, words: Tensor, items: Tensor | None = None) -> Tensor:
-        """A candidate has a demand of its own, so each costs a recommendation one pass of the generator; a search with
-        the dot head is a product."""
+        """A candidate has a demand of its own, so each costs a recommendation one pass of the generator; all else is a
+        product with the dot head."""
         search = (words != NO_WORD).any(1)
         table = self.now.users.new_empty(len(users), self.sizes.items if items is None else items.shape[1])
-        if self.config.head == "dot" and bool(search.any()):
-            asks = self.now.users[users[search]] + self.query(self.now, words[search])
-            table[search] = products(asks, self.now.items, None if items is None else items[search])
-            rows = (~search).nonzero()[:, 0]
-        else:
-            rows = torch.arange(len(users))
-        for part in rows.split(max(1, PAIRS // table.shape[1])):
+        rows = torch.arange(len(users))
+        if self.config.head == "dot":
+            alone = search if self.now.shares is not None else torch.ones_like(search)  # not the candidate's business
+            asks = self.now.users[users[alone]] + self.query(self.now, words[alone]) * search[alone, None]
+            table[alone] = products(asks, self.now.items, None if items is None else items[alone])
+            rows = (~alone).nonzero()[:, 0]
+        for part in rows.split(max(1, ASKED // table.shape[1])):
             table[part] = self._pair_scores(users[part], words[part], None if items is None else items[part])
         return table
 
     def _pair_scores(self, users: Tensor, words: Tensor, items: Tensor | None) -> Tensor:
         """(B, C), pair by pair."""
         items = torch.arange(self.sizes.items).expand(len(users), -1) if items is None else items
-        width = items.shape[1]
-        users, query = users.repeat_interleave(width), self.query(self.now, words).repeat_interleave(width, 0)
-        search = (words != NO_WORD).any(1).repeat_interleave(width)
-        demand = self.demand(self.now, users, items.flatten(), query, search)
-        return self.score(self.now, users, items.flatten(), demand, search).reshape(-1, width)
+        width, shares = items.shape[1], self.now.shares
+        if shares is not None:  # of these users alone, whose attention to all words is then one small product
+            shares = shares._replace(ask=shares.ask[users], user=shares.user[users])
+        here = self.now._replace(users=self.now.users[users], shares=shares)
+        who = torch.arange(len(users)).repeat_interleave(width)
+        query, search = self.query(here, words)[who], (words != NO_WORD).any(1)[who]
+        demand = self.demand(here, who, items.flatten(), query, search)
+        return self.score(here, who, items.flatten(), demand, search).reshape(-1, width)
 
     @torch.no_grad()
     def word_scores(self, users: Tensor, items: Tensor | None = None) -> Tensor:

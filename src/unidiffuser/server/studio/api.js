@@ -7,7 +7,7 @@ export class Refused extends Error {
   }
 }
 
-async function ask(method, path, body, headers = {}) {
+export async function ask(method, path, body, headers = {}) {
   const options = { method, headers: { ...headers }, credentials: "same-origin" };
   if (body !== undefined) {
     options.headers["content-type"] = "application/json";

@@ -5,6 +5,7 @@ import { between } from "./between.js";
 import { chain } from "./chain.js";
 import { compare } from "./compare.js";
 import { grid } from "./grid.js";
+import { liked } from "./liked.js";
 import { paths } from "./paths.js";
 import { ring } from "./ring.js";
 import { state } from "./state.js";
@@ -17,13 +18,14 @@ const TABS = {
   Compare: [() => true, compare],
   Grid: [() => true, grid],
   Paths: [(media) => media.length > 1, paths],
+  "More like kept": [(media) => media.includes("text"), liked],
 };
 let shown = null;
 
 export function buildExplore() {
   const media = Object.values(state.cards).map((card) => card.media);
   const names = Object.keys(TABS).filter((name) => TABS[name][0](media));
-  $("tabs").replaceChildren(...names.map((name, k) => el("button", { type: "button", role: "tab", id: `tab-${k}`, "aria-selected": "false", "aria-controls": "panel", "data-tab": name, "data-testid": `tab-${name.toLowerCase().replace(" ", "-")}`, onclick: () => openTab(shown === name ? null : name) }, name)));
+  $("tabs").replaceChildren(...names.map((name, k) => el("button", { type: "button", role: "tab", id: `tab-${k}`, "aria-selected": "false", "aria-controls": "panel", "data-tab": name, "data-testid": `tab-${name.toLowerCase().replaceAll(" ", "-")}`, onclick: () => openTab(shown === name ? null : name) }, name)));
   openTab(null);
 }
 

@@ -3,12 +3,14 @@
 
 import * as api from "./api.js";
 import { $, el } from "./dom.js";
+import { isKept } from "./kept.js";
 import { source, thumbnail } from "./media.js";
 import { state } from "./state.js";
 
 const PAGE = 40;
 const PAGES = 6;
 const FRESH = 100; // so many new jobs on the first page, and it is loaded anew
+const EMPTY = "What you make appears here, and stays.";
 
 const shots = new Map(); // id -> {job, node}, of what is in the document
 let open = () => {};
@@ -18,6 +20,7 @@ let cursors = [null]; // page k is what is older than cursors[k]; the first is t
 let fresh = 0; // jobs that were made since the first page's end was noted
 let complete = false;
 let loading = false;
+let found = null; // nodes that a search found and that stand in place of the pages
 let turned = 0; // how often pages came or went
 let picked = 0;
 let stale = false; // to be loaded anew once what is loading has come
@@ -33,7 +36,7 @@ export function buildFilm(onOpen) {
 }
 
 async function turn(way) {
-  if (loading) return;
+  if (loading || found) return;
   loading = true;
   try {
     await way();
@@ -41,7 +44,7 @@ async function turn(way) {
     // the server is away: the banner says so, and the next scroll asks again
   } finally {
     loading = false;
-    if (stale) anew();
+    if (stale && !found) anew();
     turned += 1;
     $("film").dataset.turned = turned;
   }
@@ -51,9 +54,9 @@ async function older() {
   const index = first + pages.length;
   if (complete) return;
   const nodes = await load(index);
-  $("film").append(...nodes);
   pages.push(nodes);
-  if (!shots.size) $("film").replaceChildren(el("p", { class: "empty" }, "What you make appears here, and stays."));
+  if (!found) $("film").append(...nodes);
+  if (!shots.size) $("film").replaceChildren(el("p", { class: "empty" }, EMPTY));
   if (pages.length > PAGES) keepPlace(() => { drop(pages.shift()); first += 1; });
 }
 
@@ -61,7 +64,7 @@ async function newer() {
   const nodes = await load(first - 1);
   first -= 1;
   pages.unshift(nodes);
-  keepPlace(() => $("film").prepend(...nodes));
+  if (!found) keepPlace(() => $("film").prepend(...nodes));
   if (pages.length > PAGES) { drop(pages.pop()); complete = false; }
 }
 
@@ -79,11 +82,14 @@ async function load(index) {
   const end = first + pages.length;
   if (index === end) complete = jobs.length < limit;
   if (jobs.length && cursors.length === index + 1) cursors.push(jobs.at(-1).created);
-  return jobs.filter((job) => !shots.has(job.id)).map(shot);
+  const here = new Set(pages.flat());
+  return jobs.map(nodeOf).filter((node) => !here.has(node));
 }
 
+const nodeOf = (job) => shots.get(job.id)?.node || shot(job);
+
 function drop(nodes) {
-  for (const node of nodes) {
+  for (const node of nodes.filter((one) => !found?.includes(one))) {
     shots.delete(node.firstChild.dataset.id);
     node.remove();
   }
@@ -91,8 +97,8 @@ function drop(nodes) {
 
 // Back to the newest.
 function anew() {
-  stale = loading;
-  if (loading) return;
+  stale = loading || Boolean(found);
+  if (stale) return;
   for (const nodes of pages) drop(nodes);
   pages = [];
   first = 0;
@@ -101,6 +107,18 @@ function anew() {
   complete = false;
   $("film").scrollLeft = 0;
   turn(older);
+}
+
+// What a search found, the best first; null: the history again, as it was.
+export function showFound(jobs) {
+  if (!jobs && !found) return;
+  const before = found || [];
+  found = jobs && jobs.map(nodeOf);
+  const stay = new Set([...pages.flat(), ...(found || [])]);
+  drop(before.filter((node) => !stay.has(node)));
+  const nodes = found || pages.flat();
+  $("film").replaceChildren(...(nodes.length || found ? nodes : [el("p", { class: "empty" }, EMPTY)]));
+  if (!found && stale) anew();
 }
 
 function shot(job) {
@@ -124,7 +142,7 @@ function draw(job) {
   const media = name ? mediaOf(name) : "text";
   button.replaceChildren(name ? thumbnail(value, media) : el("span", {}, job.verb === "score" && job.result ? `${job.result.bits.toFixed(0)} bits` : job.state));
   button.dataset.state = job.state;
-  button.setAttribute("aria-label", `${job.verb}, ${job.state}, ${new Date(1000 * job.created).toLocaleString()}`);
+  label(job, button);
   button.setAttribute("aria-current", String(state.job?.id === job.id));
   button.draggable = Boolean(name && media === "image");
   button.ondragstart = (event) => { if (name) event.dataTransfer.setData("application/x-unidiffuser", JSON.stringify({ name, url: source(value) })); };
@@ -143,22 +161,30 @@ export function addToFilm(job) {
   if (shots.has(job.id)) return;
   fresh += 1;
   if (first > 0 || fresh > FRESH || !pages.length) { anew(); return; }
-  $("film").querySelector(".empty")?.remove();
   const node = shot(job);
   pages[0].unshift(node);
-  $("film").prepend(node);
-  mark();
+  if (!found) { // else it stands where it belongs when the search is over
+    $("film").querySelector(".empty")?.remove();
+    $("film").prepend(node);
+  }
 }
 
 export function updateFilm(job) {
   if (!shots.has(job.id)) return;
   shots.get(job.id).job = job;
   draw(job);
-  mark();
 }
 
 export function mark() {
-  for (const [id, { node }] of shots) node.firstChild.setAttribute("aria-current", String(state.job?.id === id));
+  for (const { job, node } of shots.values()) {
+    node.firstChild.setAttribute("aria-current", String(state.job?.id === job.id));
+    if (node.firstChild.dataset.kept !== String(isKept(job.id))) label(job, node.firstChild);
+  }
+}
+
+function label(job, button) {
+  button.dataset.kept = isKept(job.id);
+  button.setAttribute("aria-label", `${job.verb}, ${job.state}${isKept(job.id) ? ", kept" : ""}, ${new Date(1000 * job.created).toLocaleString()}`);
 }
 
 // One to the left (newer) or right (older) of what is shown.

@@ -4,12 +4,13 @@ import { $, el } from "./dom.js";
 import { cycleRole } from "./cards.js";
 import { openTab } from "./explore.js";
 import { step } from "./film.js";
+import { toggle } from "./kept.js";
 import { cancel, choose, go } from "./run.js";
 import { state } from "./state.js";
 
 const KEYS = [
   ["Ctrl Enter", "go"], ["Esc", "cancel"], ["1, 2, …", "turn the lock of a card"], ["R", "new seed"], ["← →", "through the history"],
-  ["[ ]", "through the samples"], ["M", "more settings"], ["G", "grid"], ["V", "variations"], ["?", "this help"],
+  ["[ ]", "through the samples"], ["K", "keep the sample"], ["/", "search the history"], ["M", "more settings"], ["G", "grid"], ["V", "variations"], ["?", "this help"],
 ];
 
 export function buildKeys() {
@@ -29,6 +30,8 @@ export function buildKeys() {
     else if (event.key.toLowerCase() === "m") $("more").click();
     else if (event.key.toLowerCase() === "g") openTab("Grid");
     else if (event.key.toLowerCase() === "v") openTab("Variations");
+    else if (event.key.toLowerCase() === "k") toggle();
+    else if (event.key === "/") $("words").focus();
     else if (event.key === "?") openHelp();
     else return;
     event.preventDefault();

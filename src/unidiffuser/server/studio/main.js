@@ -7,11 +7,13 @@ import { buildDrawer, drawDrawer } from "./drawer.js";
 import { buildDrop } from "./drop.js";
 import { buildExplore } from "./explore.js";
 import { buildFilm, mark } from "./film.js";
+import { buildKept } from "./kept.js";
 import { buildKeys, openHelp } from "./keys.js";
 import { buildPlane, drawPlane } from "./plane.js";
 import { cancel, go, hint, show, watch } from "./run.js";
 import { intent } from "./roles.js";
 import { adopt } from "./recall.js";
+import { buildSearch } from "./search.js";
 import { changed, keptModel, newSeed, onChange, state, useModel } from "./state.js";
 
 const EVERY = 3000;
@@ -114,6 +116,8 @@ async function begin() {
   buildExplore();
   onChange(() => { refresh(); drawGo(); drawPlane(); mark(); drawDrawer(); });
   drawGo();
+  await buildKept();
+  buildSearch();
   await buildFilm(openJob);
   const id = new URLSearchParams(location.hash.slice(1)).get("job");
   const job = id ? await api.job(id).catch(() => null) : null;

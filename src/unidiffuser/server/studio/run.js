@@ -115,7 +115,7 @@ export function choose(k) {
   }
   say(badges(sample.truth));
   tray(samples.length > 1 ? samples : [], true);
-  refresh();
+  changed("chosen");
 }
 
 function tray(samples, pick) {
