@@ -93,7 +93,7 @@ def drawn(pictures: Sequence[bytes | None], words: Sequence[str], milliseconds: 
     whole = [_padded(frame, size) for frame in frames]
     buffer = io.BytesIO()
     durations = [milliseconds] * (len(whole) - 1) + [LAST]
-    options = {"save_all": True, "append_images": whole[1:], "duration": durations, "loop": 0}
+    options: dict[str, Any] = {"save_all": True, "append_images": whole[1:], "duration": durations, "loop": 0}
     whole[0].save(buffer, "GIF", comment=SOURCE_TYPE.encode(), **options)
     return buffer.getvalue()
 
