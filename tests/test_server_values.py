@@ -69,6 +69,8 @@ def test_a_large_guidance_gives_finite_pixels(server: Server) -> None:
 def test_a_mistyped_field_is_guessed(server: Server) -> None:
     assert "did you mean 'steps'" in refused(server.post(JOBS, {**CANARY, "stepz": 3}), 422)["message"]
     assert "did you mean 'prompt'" in refused(server.post(GENERATE, {"promt": TEXT}), 422)["message"]
+    elsewhere = refused(server.post(JOBS, {**CANARY, "prompt": TEXT}), 422)["message"]
+    assert "no field 'prompt'" in elsewhere and "mean 'prompt'" not in elsewhere
 
 
 PROMPTS = [
