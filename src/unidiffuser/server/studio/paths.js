@@ -37,9 +37,10 @@ export function paths() {
     el("div", { class: "controls" }, field("Pairs by each way", pairs), run), out, said];
 }
 
-function waysOf(names) {
+// [name, path] of the three ways on which two modalities get to their ends; the plain one has no path.
+export function waysOf(names, wanted = state.settings.steps) {
   const { steps: own, begin, end } = state.model.settings;
-  const steps = Math.max(2, state.settings.steps || own);
+  const steps = Math.max(2, wanted || own);
   const from = names.map(() => begin);
   const to = names.map(() => end);
   const path = (first) => {
