@@ -342,7 +342,7 @@ def test_the_ways_over_the_plane_are_measured_against_one_another(visit: Callabl
 def test_a_run_that_was_seen_is_saved_as_a_film(visit: Callable[..., Page]) -> None:
     page = visit()
     page.lock(image="sampled", text="sampled")
-    page.set(steps=600)
+    page.set(steps=200)
     page.go()
     with page.page.expect_download() as saved:
         page.page.locator("#settling a").click()
