@@ -14,8 +14,9 @@ turns; a ratio is theirs over ours in one turn, so that above 1 is faster, and i
     equal error  text to picture by our code: the released 50 steps against the cheapest setting that comes as near to a
                  solution of 200 steps, noises held. Only for --model: with random weights the flow is not smooth in
                  t, and no solver is better than another
+    forward int8 one evaluation with the network in int8 against theirs in floats, and how far it is from our own floats
     start        from the start of a process to the first evaluation of the network
-    memory       the most that such a process held, through a whole text to picture
+    memory       the most that such a process held, through a whole text to picture; of ours also with int8
 
 With the weights random nothing is said of quality. Prints a table, and with --json writes the numbers.
 """
@@ -253,7 +254,28 @@ def measure(ours_at: Path, theirs_at: Path, size: Size, args: argparse.Namespace
     )  # fmt: skip
     if args.model:
         measure_equal_error(table, model, NetworkDenoiser)
+    measure_int8(table, model, lambda: library(500.0), (xt, t, label), args)
     return table
+
+
+def measure_int8(
+    table: Table, model: Any, theirs: Callable[[], Any], inputs: tuple[Any, ...], args: argparse.Namespace
+) -> None:
+    """One evaluation in int8; the model stays in it."""
+    import torch
+
+    with torch.inference_mode():
+        exact = model.network(*inputs)
+        try:
+            model.to(args.device, torch.int8)
+        except ValueError as error:
+            print(f"{'forward int8':<14}left out: {error}")
+            return
+        network = model.network
+        found = network(*inputs)
+        error = max(float((found[s].float() - x.float()).norm() / x.float().norm()) for s, x in exact.items())
+        note = f"{error:.1e} from our own {args.dtype}"
+        table.add("forward int8", *turns(lambda: network(*inputs), theirs, args.rounds), note=note)
 
 
 def measure_captions(table: Table, model: Any, pipe: Any, size: Size, args: argparse.Namespace) -> None:
@@ -353,18 +375,27 @@ def worker(whose: str, folder: Path, args: argparse.Namespace) -> None:
 
 def measure_starts(table: Table, ours_at: Path, theirs_at: Path, args: argparse.Namespace) -> None:
     """Start-up and memory, each in processes of its own."""
-    found: dict[str, list[dict[str, float]]] = {"ours": [], "theirs": []}
+    runs = [("ours", "ours", ours_at, args.dtype), ("theirs", "theirs", theirs_at, args.dtype)]
+    runs += [("int8", "ours", ours_at, "int8")] * ("forward int8" in table.rows)
+    found: dict[str, list[dict[str, float]]] = {name: [] for name, *_ in runs}
     for _ in range(args.starts):
-        for whose, folder in (("ours", ours_at), ("theirs", theirs_at)):
-            command = [sys.executable, __file__, "--worker", whose, str(folder), "--dtype", args.dtype]
+        for name, whose, folder, dtype in runs:
+            command = [sys.executable, __file__, "--worker", whose, str(folder), "--dtype", dtype]
             command += ["--device", args.device, "--threads", str(args.threads)]
             command += ["--quick"] * args.quick + ["--low-memory"] * (args.low_memory and whose == "ours")
             done = subprocess.run(
                 command, capture_output=True, text=True, check=True, env={**os.environ, "BEGAN": repr(time.time())}
             )
-            found[whose].append(json.loads(done.stdout.splitlines()[-1]))
-    for name, key, unit in (("start", "first", "s"), ("memory", "megabytes", "M")):
-        table.add(name, *([each[key] for each in found[whose]] for whose in ("ours", "theirs")), unit=unit)
+            found[name].append(json.loads(done.stdout.splitlines()[-1]))
+
+    def column(name: str, key: str) -> list[float]:
+        return [each[key] for each in found[name]]
+
+    if args.starts:
+        table.add("start", column("ours", "first"), column("theirs", "first"))
+        table.add("memory", column("ours", "megabytes"), column("theirs", "megabytes"), unit="M")
+        if "int8" in found:
+            table.add("memory int8", column("int8", "megabytes"), column("theirs", "megabytes"), unit="M")
 
 
 def arguments() -> argparse.Namespace:

@@ -27,7 +27,7 @@ LAYERS = """
     request
     pipeline recipe sheet
     answers
-    encode
+    encode cluster
     codecs
     checkpoints
     datasets
@@ -48,6 +48,7 @@ LAYERS = """
     networks
     divergences
     offload
+    int8
     process
     timesteps
     joint

@@ -1,6 +1,7 @@
 """`unidiffuser data`: what it says of a data set, its exit codes, and encoding from the command line."""
 
 import json
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -108,9 +109,34 @@ def test_encode_with_the_codecs_of_a_model(tmp_path: Path, capsys: pytest.Captur
     assert open_data(tmp_path / "out").pairs[0]["image"].shape == (3, 64, 64)
 
 
+def test_encode_on_a_cluster_hands_the_shards_to_it(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    line = ["data", "encode", str(picture_folder(tmp_path / "data", 3)), "--out", str(tmp_path / "out"), "--ray"]
+    monkeypatch.setattr("unidiffuser.cli.extras.find_spec", lambda module: None)
+    code, _, err = answer(capsys, *line)
+    assert code == 2 and "pip install 'unidiffuser[ray]' (ray, pandas, pyarrow is missing)" in err
+    monkeypatch.undo()
+    given: list[Any] = []
+
+    def carry(work: Any, places: Any) -> Any:
+        given.extend(places)
+        return map(work, places)
+
+    def cluster(workers: int | None, *, gpus: bool) -> Any:
+        given.append((workers, gpus))
+        return nullcontext(carry)
+
+    monkeypatch.setattr("unidiffuser.cluster.cluster", cluster)
+    monkeypatch.setattr("unidiffuser.cli.spreading.need", lambda *_: None)
+    assert answer(capsys, *line, "--workers", "3")[0] == 0
+    assert given == [(3, False), (0, 0)] and open_data(tmp_path / "out").samples == 3
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [
+        (["--workers", "2"], "--workers goes with --ray"),
         (["--stored", "int8"], "--stored must be float32, float16, bfloat16, not 'int8'"),
         (["--model", "a", "--codecs", "b"], "give one of them"),
         (["--codecs", "nowhere"], "holds no fitted codecs"),

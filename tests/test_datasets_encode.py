@@ -1,6 +1,7 @@
 """Encoded data: the samples of the raw data, made once; stopped and gone on with, checked, and told from others."""
 
 import json
+import pickle
 from pathlib import Path
 from typing import Any
 
@@ -124,7 +125,45 @@ def test_a_finished_encoding_is_left_as_it_is_and_a_damaged_shard_is_made_again(
     assert check(open_data(tmp_path / "out"))["usable"] is True
 
 
-def test_latents_of_other_codecs_or_other_data_are_noticed(tmp_path: Path) -> None:
+def elsewhere(work: Any, places: Any) -> Any:
+    """Carries work out as another process would: by a copy, from plain values, in another order."""
+    copy = pickle.loads(pickle.dumps(work))
+    return (json.loads(json.dumps(copy(json.loads(json.dumps(place))))) for place in reversed(places))
+
+
+def test_copies_elsewhere_make_the_same_bytes_in_any_order_and_only_what_is_missing(tmp_path: Path) -> None:
+    folder = picture_folder(tmp_path / "raw", 9)
+    (folder / "3.png").write_bytes(b"x")
+    codecs = encoding.fitted(open_data(folder))
+    encoding.encode(open_data(folder), codecs, tmp_path / "here")
+    encoding.encode(open_data(folder), codecs, tmp_path / "there", carry=elsewhere)
+    whole = {path.name: path.read_bytes() for path in (tmp_path / "here").iterdir()}
+    assert {path.name: path.read_bytes() for path in (tmp_path / "there").iterdir()} == whole
+    (tmp_path / "there/00-00001.safetensors").write_bytes(b"x")
+    (tmp_path / "there/00-00003.safetensors").unlink()
+    asked: list[Any] = []
+    again = open_data(folder)
+    encoding.encode(
+        again, codecs, tmp_path / "there", carry=lambda work, places: (asked.extend(places), elsewhere(work, places))[1]
+    )
+    assert asked == [(0, 1), (0, 3)] and again.sources[0].cases.tally.bad() == 1
+    assert {path.name: path.read_bytes() for path in (tmp_path / "there").iterdir()} == whole
+
+
+def test_a_copy_that_sees_other_codecs_refuses(tmp_path: Path) -> None:
+    raw = open_data(picture_folder(tmp_path / "raw", 3))
+
+    def tampered(work: Any, places: Any) -> Any:
+        config = json.loads((tmp_path / "out/codecs.json").read_text())
+        config["image"]["config"]["size"] = 16
+        (tmp_path / "out/codecs.json").write_text(json.dumps(config))
+        return elsewhere(work, places)
+
+    with pytest.raises(ValueError, match="are not those of this encoding; is the folder shared"):
+        encoding.encode(raw, encoding.fitted(raw), tmp_path / "out", carry=tampered)
+
+
+def test_latents_of_other_codecs_or_other_data_are_noticed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     raw = open_data(picture_folder(tmp_path / "raw", 3))
     codecs = encoding.fitted(raw)
     encoding.encode(raw, codecs, tmp_path / "out")
@@ -141,6 +180,9 @@ def test_latents_of_other_codecs_or_other_data_are_noticed(tmp_path: Path) -> No
         encoding.encode(open_data(tmp_path / "raw"), codecs, tmp_path / "out")
     with pytest.raises(ValueError, match="another number format"):
         encoding.encode(raw, codecs, tmp_path / "out", stored="float16")
+    monkeypatch.setattr(encoding, "MOST_ROWS", 3)
+    with pytest.raises(ValueError, match="another number of rows a shard"):
+        encoding.encode(raw, codecs, tmp_path / "out")
     encoding.encode(raw, other, tmp_path / "out", force=True)
     ours = open_data(tmp_path / "out")
     assert ours.pairs[0]["image"].shape == (3, 16, 16)

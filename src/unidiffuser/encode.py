@@ -1,45 +1,46 @@
 """Run the codecs over a data set once, and keep the latents: `encode(data, codecs, folder)`.
 
-Shard k of a source holds its rows k n, ..., k n + n - 1, and depends on them and on the codecs alone, so encoding can
-be stopped and goes on at the shard where it was, with the same bytes in the end. What the folder holds is in
-`datasets.encoded`. This file knows no network and no timestep.
+Shard k of a source holds its rows k n, ..., k n + n - 1, and depends on them and on the codecs alone. So the shards may
+be made in any order and in any process, and encoding that was stopped makes those that are missing, with the same bytes
+in the end. What the folder holds is in `datasets.encoded`. This file knows no network and no timestep.
 """
 
-import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import replace
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
+from unidiffuser.cluster import Carry
 from unidiffuser.codecs import Codecs
 from unidiffuser.datasets.cases import RawCases
-from unidiffuser.datasets.codec_files import CONFIG, STATE, codec_key, save_codecs
+from unidiffuser.datasets.codec_files import CONFIG, STATE, codec_key, load_codecs, save_codecs
 from unidiffuser.datasets.data import Data
 from unidiffuser.datasets.encoded import (
     MANIFEST,
     EncodedSource,
     Manifest,
-    check_shard,
     is_encoded,
     read_manifest,
+    whole_shards,
 )
 from unidiffuser.datasets.faults import Damaged
-from unidiffuser.datasets.shards import Written, write_shard
+from unidiffuser.datasets.shards import Written, now_and_then, write_shard
 from unidiffuser.joint import Joint, cat_joints
 from unidiffuser.modalities import Modality, find
 
 Progress = Callable[[int, int], None]
 Stored = Literal["float32", "float16", "bfloat16"]
+Place = Sequence[int]
+"""(number of the source, number of the shard in it)."""
 
 BATCH = 32
 SHARD_BYTES = 2**28
 MOST_ROWS = 4096
-SAVE_SECONDS = 10
-"""Between one writing of the manifest and the next; a killed encoding makes the shards of so long again."""
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 
 
@@ -61,6 +62,8 @@ def encode(
     stored: Stored = "float32",
     force: bool = False,
     progress: Progress | None = None,
+    device: str = "cpu",
+    carry: Carry = map,
 ) -> Manifest:
     """Encode every row of every source into `out`, going on where an earlier call stopped.
 
@@ -71,6 +74,8 @@ def encode(
         stored: the number format of the latents.
         force: replace encoded data of other codecs or other data.
         progress: called with (rows done, rows in all).
+        device: where codecs with large parts work.
+        carry: what has the shards made: `map` here and one by one, what `cluster.cluster` gives on other machines.
 
     Raises:
         ValueError: the data are encoded already, a codec is missing, the place is taken.
@@ -81,39 +86,95 @@ def encode(
     if missing := [name for name in data.kinds if name not in codecs]:
         raise ValueError(f"there is no codec for {missing[0]!r}; there are codecs for {', '.join(codecs)}")
     used = Codecs({name: codecs[name] for name in data.kinds})
-    manifest = _begun(out, _planned(data, used, stored), force)
+    planned = _planned(data, used, stored)
+    there = _begun(out, planned, force)
     save_codecs(out, used.modalities)
-    done, saved = 0, time.monotonic()
-    try:
-        for rows in _shards(data, used, manifest, out):
-            done += rows
-            if time.monotonic() - saved > SAVE_SECONDS:
-                manifest.write(out)
-                saved = time.monotonic()
+    making = Making(data, used, planned, out, device)
+    to_do = [place for place in making.places() if _name(place) not in there]
+    done = data.samples - sum(len(making.rows(place)) for place in to_do)
+    making.count(there)
+    with now_and_then(lambda: _listed(planned, making, there).write(out)) as tick:
+        for answer in carry(making, to_do):
+            place: Place = answer["place"]
+            making.meet(place, answer["damaged"])
+            there[_name(place)] = Written(**answer["written"])
+            done += len(making.rows(place))
+            tick()
             if progress is not None:
                 progress(done, data.samples)
-        manifest = replace(manifest, complete=True)
-    finally:
-        manifest.write(out)
+    manifest = replace(_listed(planned, making, there), complete=True)
+    manifest.write(out)
     return manifest
 
 
-def _shards(data: Data, codecs: Codecs, manifest: Manifest, out: Path) -> Iterator[int]:
-    """Write what the manifest does not list, and list it; yields the rows of each shard, those that were there too."""
-    for number, source in enumerate(data.sources):
-        cases, kept, keys = source.cases, manifest.sources[number].shards, manifest.sources[number].keys
+class Making:
+    """Makes the shard of a place: here, or as a copy in another process, where the codecs are those in the folder."""
+
+    def __init__(self, data: Data, codecs: Codecs, planned: Manifest, out: Path, device: str) -> None:
+        self.planned, self.out, self.device = planned, out, device
+        self.given: Codecs | None = codecs
+        self.cases = [source.cases for source in data.sources]
+        self.keys = [{key: k for k, key in enumerate(source.keys or [])} for source in planned.sources]
+
+    def __getstate__(self) -> dict[str, Any]:
+        kept = {name: value for name, value in self.__dict__.items() if name != "codecs"}
+        return {**kept, "given": None}
+
+    def places(self) -> Iterator[Place]:
+        """All shards, in order."""
+        for number, cases in enumerate(self.cases):
+            yield from ((number, k) for k in range(-(-len(cases) // self.planned.shard_rows)))
+
+    def rows(self, place: Place) -> range:
+        """The rows of a shard, damaged ones among them."""
+        first = place[1] * self.planned.shard_rows
+        return range(first, min(first + self.planned.shard_rows, len(self.cases[place[0]])))
+
+    def __call__(self, place: Place) -> dict[str, Any]:
+        """Write a shard. Returns {"place", "written": its entry, "damaged": [[why, name], ...]}, all of it plain."""
+        cases = self.cases[place[0]]
         assert isinstance(cases, RawCases)
-        places = {key: place for place, key in enumerate(keys or [])}
-        for shard in kept:
-            for reason, count in shard.damaged.items():
-                cases.tally.count("damaged", reason, times=count)
-        for k, first in enumerate(range(0, len(cases), manifest.shard_rows)):
-            rows = range(first, min(first + manifest.shard_rows, len(cases)))
-            if k >= len(kept):
-                kept.append(
-                    _write(out / f"{number:02d}-{k:05d}.safetensors", cases, rows, places, codecs, manifest.stored)
-                )
-            yield len(rows)
+        path = self.out / _name(place)
+        written, damaged = _write(path, cases, self.rows(place), self.keys[place[0]], self.codecs, self.planned.stored)
+        return {"place": list(place), "written": asdict(written), "damaged": damaged}
+
+    @cached_property
+    def codecs(self) -> Codecs:
+        """The codecs, where they work; ValueError if the folder holds others than were planned."""
+        codecs = self.given or Codecs(load_codecs(self.out))
+        if self.given is None and codec_key(codecs.modalities) != self.planned.codecs:
+            raise ValueError(f"the codecs in {self.out} are not those of this encoding; is the folder shared?")
+        for codec in codecs.modalities.values():
+            codec.to(self.device)
+        return codecs
+
+    def count(self, there: Mapping[str, Written]) -> None:
+        """Count the damaged rows of the shards that were there before."""
+        for place in self.places():
+            if (written := there.get(_name(place))) is not None:
+                for reason, count in written.damaged.items():
+                    self.cases[place[0]].tally.count("damaged", reason, times=count)
+
+    def meet(self, place: Place, damaged: Iterable[Sequence[str]]) -> None:
+        """Count and log the damaged rows of a shard; DataLost if it is more than the budget."""
+        cases = self.cases[place[0]]
+        for reason, name in damaged:
+            cases.tally.met(Damaged(reason), name, len(cases))
+
+
+def _name(place: Place) -> str:
+    """The file of a shard."""
+    return f"{place[0]:02d}-{place[1]:05d}.safetensors"
+
+
+def _listed(planned: Manifest, making: Making, there: Mapping[str, Written]) -> Manifest:
+    """The manifest that lists the shards that are there, in order."""
+    shards: list[list[Written]] = [[] for _ in planned.sources]
+    for place in making.places():
+        if (name := _name(place)) in there:
+            shards[place[0]].append(there[name])
+    sources = [replace(source, shards=each) for source, each in zip(planned.sources, shards, strict=True)]
+    return replace(planned, sources=sources)
 
 
 def _planned(data: Data, codecs: Codecs, stored: Stored) -> Manifest:
@@ -146,8 +207,8 @@ def _planned(data: Data, codecs: Codecs, stored: Stored) -> Manifest:
     )
 
 
-def _begun(out: Path, planned: Manifest, force: bool) -> Manifest:
-    """The folder, ready to go on: with the whole shards that are there, if they are of this plan."""
+def _begun(out: Path, planned: Manifest, force: bool) -> dict[str, Written]:
+    """The folder, ready to go on: file -> entry of the whole shards that are there, if they are of this plan."""
     taken = any(out.iterdir()) if out.is_dir() else out.exists()
     if taken and not is_encoded(out):
         raise ValueError(f"{out} is there already and holds no encoded data; choose another place")
@@ -157,8 +218,7 @@ def _begun(out: Path, planned: Manifest, force: bool) -> Manifest:
         if not differing:
             for left_over in out.glob(".*.tmp-*"):
                 left_over.unlink()
-            kept = [replace(source, shards=list(_whole(out, source.shards))) for source in found.sources]
-            return replace(planned, sources=kept)
+            return {shard.file: shard for source in found.sources for shard in whole_shards(out, source.shards)}
         if not force:
             raise ValueError(
                 f"{out} holds latents of {' and '.join(differing)}; choose another place, or use force (--force) to "
@@ -167,7 +227,7 @@ def _begun(out: Path, planned: Manifest, force: bool) -> Manifest:
         _clear(out, found)
     out.mkdir(parents=True, exist_ok=True)
     planned.write(out)
-    return planned
+    return {}
 
 
 def _clear(out: Path, found: Manifest) -> None:
@@ -183,33 +243,28 @@ def _differing(found: Manifest, planned: Manifest) -> list[str]:
         "other data": (found.data, planned.data),
         "other codecs": (found.codecs, planned.codecs),
         "another number format": (found.stored, planned.stored),
+        "another number of rows a shard": (found.shard_rows, planned.shard_rows),
     }
     return [what for what, (there, wanted) in pairs.items() if there != wanted]
 
 
-def _whole(out: Path, shards: Iterable[Written]) -> Iterable[Written]:
-    """The shards up to the first that is damaged."""
-    for shard in shards:
-        try:
-            check_shard(out, shard, content=True)
-        except ValueError:
-            return
-        yield shard
+def _write(
+    path: Path, cases: RawCases, rows: range, places: Mapping[str, int], codecs: Codecs, stored: str
+) -> tuple[Written, list[list[str]]]:
+    """Encode some rows of a source into a shard; places: key -> its number, of a source that is joined.
 
-
-def _write(path: Path, cases: RawCases, rows: range, places: Mapping[str, int], codecs: Codecs, stored: str) -> Written:
-    """Encode some rows of a source into a shard; places: key -> its number, of a source that is joined."""
+    Returns the shard's entry, and why and by what name each row that was left out is known.
+    """
     values: dict[str, list[Any]] = {name: [] for name in cases.wanted}
     first: dict[str, list[int]] = {name: [] for name in cases.wanted}
     count: dict[str, list[int]] = {name: [] for name in cases.wanted}
-    damaged: Counter[str] = Counter()
+    damaged: list[list[str]] = []
     keys: list[int] = []
     for row in rows:
         try:
             found = _checked(cases, row, codecs)
         except Damaged as error:
-            damaged[str(error)[:200]] += 1
-            cases.tally.met(error, f"{cases.name(row)} ({row})", len(cases))
+            damaged.append([str(error), f"{cases.name(row)} ({row})"])
             continue
         for name in values:
             first[name].append(len(values[name]))
@@ -223,7 +278,8 @@ def _write(path: Path, cases: RawCases, rows: range, places: Mapping[str, int], 
         tensors |= {f"first:{name}": torch.tensor(first[name]), f"count:{name}": torch.tensor(count[name])}
     if cases.keys is not None:
         tensors["key"] = torch.tensor(keys)
-    return write_shard(path, tensors, len(rows) - damaged.total(), damaged)
+    reasons = Counter(reason[:200] for reason, _ in damaged)
+    return write_shard(path, tensors, len(rows) - len(damaged), reasons), damaged
 
 
 def _checked(cases: RawCases, row: int, codecs: Codecs) -> dict[str, list[Any]]:

@@ -5,17 +5,20 @@
 
 While it sleeps the module stands on torch's "meta" device: shapes without memory. `Weights` read a tensor from its file
 when they are asked for it, so waking costs what the file costs, and nothing where the numbers can be used as they lie
-there. A module that was made in memory has no weights elsewhere and never sleeps.
+there. A module that was made in memory has no weights elsewhere and never sleeps. Some of its linear layers may work in
+8-bit integers (`int8`); they are rounded one by one as they are read, so that the float weights are never all there.
 
 This file knows no file format and no model.
 """
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Generic, TypeVar
 
 import torch
 from torch import Tensor, nn
+
+from unidiffuser.int8 import Int8Linear, check
 
 M = TypeVar("M", bound=nn.Module)
 
@@ -23,9 +26,15 @@ M = TypeVar("M", bound=nn.Module)
 class Weights(Mapping[str, Tensor]):
     """Named tensors whose shapes are known and which are read one by one."""
 
-    def __init__(self, shapes: Mapping[str, tuple[int, ...]], read: Callable[[str], Tensor]) -> None:
-        """shapes: name -> shape. read: name -> tensor."""
+    def __init__(
+        self,
+        shapes: Mapping[str, tuple[int, ...]],
+        read: Callable[[str], Tensor],
+        cast: Callable[[str, torch.dtype], Tensor] | None = None,
+    ) -> None:
+        """shapes: name -> shape. read: name -> tensor. cast: the same in other numbers, if there is a better way."""
         self.shapes, self.read = dict(shapes), read
+        self.cast = cast or (lambda name, dtype: self[name].to(dtype))
 
     @classmethod
     def of(cls, tensors: Mapping[str, Tensor]) -> "Weights":
@@ -48,11 +57,14 @@ class Weights(Mapping[str, Tensor]):
     def under(self, prefix: str) -> "Weights":
         """Those whose name begins with the prefix, without it."""
         shapes = {name.removeprefix(prefix): shape for name, shape in self.shapes.items() if name.startswith(prefix)}
-        return Weights(shapes, lambda name: self.read(prefix + name))
+        return Weights(
+            shapes, lambda name: self.read(prefix + name), lambda name, dtype: self.cast(prefix + name, dtype)
+        )
 
     def named(self, names: Mapping[str, str]) -> "Weights":
         """The same tensors under other names: new name -> old name."""
-        return Weights({new: self.shapes[old] for new, old in names.items()}, lambda new: self.read(names[new]))
+        shapes = {new: self.shapes[old] for new, old in names.items()}
+        return Weights(shapes, lambda new: self.read(names[new]), lambda new, dtype: self.cast(names[new], dtype))
 
 
 class Offloaded(Generic[M]):
@@ -62,20 +74,31 @@ class Offloaded(Generic[M]):
         """module: on the meta device if there are weights; else it stays as it is. weights: name -> tensor."""
         self.module, self.weights = module, weights
         self.device, self.dtype, self.keep = torch.device("cpu"), torch.float32, True
+        self.rounded: tuple[str, ...] = ()
 
-    def place(self, device: str | torch.device, dtype: torch.dtype, *, keep: bool = True) -> None:
+    def place(
+        self, device: str | torch.device, dtype: torch.dtype, *, keep: bool = True, rounded: Collection[str] = ()
+    ) -> None:
         """Where and in which numbers it works from now on, and whether it stays awake between uses.
 
+        Args:
+            rounded: the linear layers that work in 8-bit integers, by dotted name; the rest is in dtype.
+
         Raises:
-            ValueError: there is no such device here.
+            ValueError: there is no such device here, it has no such integers, or what was rounded is to be float again
+                and cannot be read again.
         """
         try:
             torch.empty(0, device=device)
-            self.device, self.dtype, self.keep = torch.device(device), dtype, keep
+            if rounded:
+                check(torch.device(device))
+            if set(rounded) != set(self.rounded):
+                self.check_whole()
+            self.sleep()
+            self.device, self.dtype, self.keep, self.rounded = torch.device(device), dtype, keep, tuple(rounded)
             if self.weights is None:
+                self._round(self.module.get_parameter)
                 self.module.to(self.device, self.dtype)
-            elif self.awake:
-                self.sleep()
         except (RuntimeError, AssertionError) as error:
             raise ValueError(f"the device {str(device)!r} cannot be used here; 'cpu' always can") from error
 
@@ -88,7 +111,11 @@ class Offloaded(Generic[M]):
         """The module with its weights, in evaluation mode."""
         if self.weights is not None and not self.awake:
             with torch.inference_mode(False):  # whoever wakes it to sample, others may need it with gradients
-                state = {name: self.weights[name].to(self.device, self.dtype) for name in self.module.state_dict()}
+                weights = self.weights
+                self._round(lambda name: weights.cast(name, torch.float32))
+                # What was rounded is no longer among the names.
+                names = list(self.module.state_dict())
+                state = {name: weights.cast(name, self.dtype).to(self.device) for name in names}
                 self.module.load_state_dict(state, assign=True)
                 self.module.requires_grad_(False).eval()
                 _number_places(self.module, self.device)
@@ -97,6 +124,9 @@ class Offloaded(Generic[M]):
     def sleep(self) -> None:
         """Drop the weights, if they can be read again."""
         if self.weights is not None:
+            for name, layer in list(self.module.named_modules()):
+                if isinstance(layer, Int8Linear):
+                    self.module.set_submodule(name, layer.float_layer())
             empty = {name: torch.empty_like(x, device="meta") for name, x in self.module.state_dict().items()}
             self.module.load_state_dict(empty, assign=True)
 
@@ -104,13 +134,29 @@ class Offloaded(Generic[M]):
         """The module, awake for good: its weights may now be changed.
 
         Raises:
-            ValueError: it is told to sleep between uses, and would lose what is changed.
+            ValueError: it is told to sleep between uses, and would lose what is changed, or it is in int8.
         """
+        if self.rounded:
+            raise ValueError("the weights of a network in int8 cannot be changed; load it in other numbers")
         if self.weights is not None and not self.keep:
             raise ValueError("the weights of a model in low memory cannot be changed; load it without low_memory")
         self.wake()
         self.weights = None
         return self.module
+
+    def check_whole(self) -> None:
+        """ValueError if it has been rounded and its float weights are nowhere."""
+        if self.rounded and self.weights is None:
+            raise ValueError("this model was turned to int8 in memory, and its float weights are gone; load it again")
+
+    def _round(self, read: Callable[[str], Tensor]) -> None:
+        """Put layers of 8-bit integers in the place of those that are to be rounded and are not yet."""
+        for name in self.rounded:
+            layer = self.module.get_submodule(name)
+            assert isinstance(layer, nn.Linear)
+            if not isinstance(layer, Int8Linear):
+                bias = None if layer.bias is None else read(f"{name}.bias")
+                self.module.set_submodule(name, Int8Linear(read(f"{name}.weight"), bias, self.dtype))
 
     @contextmanager
     def loaded(self) -> Iterator[M]:

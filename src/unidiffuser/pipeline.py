@@ -154,6 +154,8 @@ class UniDiffuser:
 
     def save(self, folder: str | Path, *, stored: native.Stored = "float32", force: bool = False) -> None:
         """Write the model to a folder, all or nothing; see `checkpoints.native.write`."""
+        for part in self._networks():
+            part.check_whole()
         parts = Parts(
             name=self.name,
             network=self.part.module,
@@ -177,7 +179,8 @@ class UniDiffuser:
             base: the sha256 of the model that they were trained on; another one is warned of.
 
         Raises:
-            ValueError: they are for a model of another shape, or the network's weights are not kept in memory.
+            ValueError: they are for a model of another shape, or the network's weights are not kept in memory or in
+                int8.
         """
         if not math.isfinite(strength):
             raise ValueError(f"the strength of an adapter must be a finite number, not {strength}")
@@ -192,18 +195,24 @@ class UniDiffuser:
 
         Args:
             device: "cpu", "cuda", "mps".
-            dtype: of their weights and arithmetic; what is sampled stays in float32.
+            dtype: of their weights and arithmetic; what is sampled stays in float32. With torch.int8 the layers of the
+                network's blocks have 8-bit weights and inputs (`int8`, CPU only), and all else is in bfloat16.
             low_memory: load each part when it is needed and drop it after; needs a model that came from a file.
 
         Raises:
-            ValueError: there is no such device.
+            ValueError: there is no such device, or it has no int8.
         """
-        for part in (self.part, self.critic_part):
-            if part is not None:
-                part.place(device, dtype, keep=not low_memory)
+        rest = torch.bfloat16 if dtype is torch.int8 else dtype
+        for part in self._networks():
+            rounded = part.module.block_layers() if dtype is torch.int8 else ()
+            part.place(device, rest, keep=not low_memory, rounded=rounded)
         for codec in self.modalities.values():
-            codec.to(device, dtype, keep=not low_memory)
+            codec.to(device, rest, keep=not low_memory)
         return self
+
+    def _networks(self) -> list[Offloaded[Network]]:
+        """The network, and a student's critic."""
+        return [part for part in (self.part, self.critic_part) if part is not None]
 
     def resized(self, width: int, height: int) -> Self:
         """The same model, with the same parts in memory, for pictures of another size in pixels.
@@ -243,6 +252,11 @@ class UniDiffuser:
     def device(self) -> torch.device:
         """Where the network works."""
         return self.part.device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """In which numbers; see `to`."""
+        return torch.int8 if self.part.rounded else self.part.dtype
 
     @property
     def labels(self) -> int:

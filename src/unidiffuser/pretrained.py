@@ -61,6 +61,13 @@ def _clip_text(settings: dict[str, Any]) -> nn.Module:
     return module
 
 
+def _clip_text_projected(settings: dict[str, Any]) -> nn.Module:
+    transformers = library("transformers", "the text encoder of CLIP")
+    config = transformers.CLIPTextConfig(**settings, bos_token_id=0, pad_token_id=1)
+    module: nn.Module = transformers.CLIPTextModelWithProjection(config)
+    return module
+
+
 def _clip_vision(settings: dict[str, Any]) -> nn.Module:
     transformers = library("transformers", "the picture encoder of the released model")
     module: nn.Module = transformers.CLIPVisionModelWithProjection(transformers.CLIPVisionConfig(**settings))
@@ -102,6 +109,14 @@ ARCHITECTURES: dict[str, Architecture] = {
         },
         build=_clip_text,
         prefix="text_model.",
+    ),
+    "clip_text_projected": Architecture(
+        what="CLIP text encoder with its projection",
+        fields={
+            **_TRANSFORMER, "vocab_size": int, "max_position_embeddings": int, "projection_dim": int,
+            "eos_token_id": int,
+        },
+        build=_clip_text_projected,
     ),
     "clip_vision": Architecture(
         what="CLIP picture encoder",

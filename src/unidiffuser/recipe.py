@@ -37,7 +37,7 @@ MAX_PICTURE = 48 * 1024
 MAX_FILE = 64 * 2**20
 MAX_TEXT = 20_000
 MAX_NUMBERS = 4096
-DTYPES = ("float32", "bfloat16", "float16")
+DTYPES = ("float32", "bfloat16", "float16", "int8")
 Picture = PIL.Image.Image
 
 

@@ -23,7 +23,7 @@ class Request:
     names: tuple[str, ...]
     """The modalities to sample."""
     given: Mapping[str, Any] = field(default_factory=dict)
-    """Modality -> raw value, the same for all samples."""
+    """Modality -> raw value, the same for all samples, or a list of one each."""
     n: int = 1
     """How many samples."""
     seed: int | None = None
@@ -52,12 +52,14 @@ class Request:
         model: UniDiffuser,
         on_step: Progress | None = None,
         watch: Callable[[Glimpse], None] | None = None,
+        *,
+        seeds: Sequence[int] | None = None,
     ) -> list[Sample]:
-        """The samples."""
+        """The samples; seeds: one each, in the place of `seed` and the numbers after it."""
         return model.sample(
             *self.names,
             n=self.n,
-            seed=self.seed,
+            seed=self.seed if seeds is None else seeds,
             steps=self.steps,
             solver=self.solver,
             guidance=self.guidance,
@@ -125,7 +127,7 @@ class Request:
             label=settings.label,
             size=self.size or (),
             reuse=asdict(settings.reuse) if settings.reuse else {},
-            dtype=str(model.part.dtype).removeprefix("torch."),
+            dtype=str(model.dtype).removeprefix("torch."),
             pixels=fingerprint(pictures[0]) if len(pictures) == 1 else "",
         )
 

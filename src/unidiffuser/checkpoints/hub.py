@@ -87,6 +87,14 @@ def clip_text(folder: Path) -> Piece:
     return _piece("clip_text", folder, _described(folder, "text_config", "CLIPTextConfig"), kept)
 
 
+def clip_text_projected(folder: Path, end: int) -> Piece:
+    """The text encoder of a whole CLIP with its projection; end: the token at which it reads a sentence off."""
+    table = _weights(folder)
+    kept = table.named({n: n for n in table if n.startswith(("text_model.", "text_projection."))})
+    described = _described(folder, "text_config", "CLIPTextConfig") | {"eos_token_id": end}
+    return _piece("clip_text_projected", folder, described, kept)
+
+
 def clip_vision(folder: Path) -> Piece:
     """CLIP's picture encoder with its projection, alone or from a whole CLIP."""
     table = _weights(folder)
@@ -140,12 +148,15 @@ def _piece(kind: str, folder: Path, described: Mapping[str, Any], weights: Weigh
 
 
 def clip_tokenizer(folder: Path) -> Reader:
-    """CLIP's tokenizer and its padding token."""
+    """CLIP's tokenizer, its padding token and the token that ends a sentence."""
     tokenizer = _tokenizer(folder, "CLIPTokenizer")
+    end = tokenizer.token_to_id(_special(folder, "eos_token") or "<|endoftext|>")
     pad = tokenizer.token_to_id(_special(folder, "pad_token") or "<|endoftext|>")
     if pad is None:
         raise ModelError(f"{folder} does not know the token that sentences are padded with (pad_token); {AGAIN}")
-    return Reader(saved=json.loads(tokenizer.to_str()), pad=pad)
+    if end is None:
+        raise ModelError(f"{folder} does not know the token that ends a sentence (eos_token); {AGAIN}")
+    return Reader(saved=json.loads(tokenizer.to_str()), pad=pad, end=end)
 
 
 def gpt2_tokenizer(folder: Path, end: int | None = None) -> Reader:

@@ -48,6 +48,8 @@ CONFIG, WEIGHTS, CARD, CHECKSUMS = "config.json", "model.safetensors", "README.m
 NETWORKS = ("network", "critic")
 """What a model's networks are called in its config and in the names of its tensors; a critic only students have."""
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
+CODES = {torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16"}
+"""What a safetensors header calls them."""
 PICKLES = {".pt", ".pth", ".ckpt", ".bin", ".pkl", ".pickle"}
 
 Stored = Literal["float32", "float16", "bfloat16"]
@@ -317,18 +319,26 @@ def _compare(path: Path, found: Mapping[str, Network], entries: Mapping[str, Any
 
 
 def _weights(path: Path, header: Header, own: bool) -> Weights:
-    """The tensors of a file, as they lie in it, each looked at once for numbers that are not finite."""
+    """The tensors of a file, each looked at once for numbers that are not finite.
+
+    They are used as they lie in the file, mapped; or, if they must be our own or in other numbers, read: pages of a map
+    that were looked at count as this program's memory until all of the file is let go.
+    """
     try:
-        file = safe_open(path, framework="pt")
+        mapped, apart = (safe_open(path, framework="pt", backend=backend) for backend in ("mmap", "pread"))
     except (SafetensorError, OSError) as error:
         raise ModelError(f"{path} is not a whole safetensors file ({one_line(error)}); {AGAIN}") from error
     finite: set[str] = set()
 
-    def read(name: str) -> Tensor:
-        x: Tensor = file.get_tensor(name)
+    def read(name: str, apart_from_file: bool = own) -> Tensor:
+        x: Tensor = (apart if apart_from_file else mapped).get_tensor(name)
         if name not in finite and not bool(x.isfinite().all()):
             raise ModelError(f"{path} holds weights that are NaN or infinite ({name}); {AGAIN}")
         finite.add(name)
-        return x.clone() if own else x
+        return x
 
-    return Weights(header, read)
+    def cast(name: str, dtype: torch.dtype) -> Tensor:
+        as_stored = mapped.get_slice(name).get_dtype() == CODES.get(dtype)
+        return read(name, own or not as_stored).to(dtype)
+
+    return Weights(header, read, cast)

@@ -21,11 +21,18 @@ from unidiffuser.cli.convert import convert, convert_flags
 from unidiffuser.cli.evaluate import evaluate, evaluate_flags
 from unidiffuser.cli.flags import Parser
 from unidiffuser.cli.sculpt import text_to_3d, text_to_3d_flags
+from unidiffuser.cli.spreading import add_spreading
 from unidiffuser.cli.terminal import Terminal, Verb, guarded
 
 
 def sample(args: argparse.Namespace, terminal: Terminal) -> int:
     """Draw samples of the named modalities, given the values of others; all else is ignored."""
+    if args.prompts or args.ray:
+        from unidiffuser.cli.bulk import sample_in_bulk
+
+        return sample_in_bulk(args, terminal)
+    if args.workers is not None or args.shard is not None:
+        raise ValueError("--workers and --shard go with --prompts and --ray; leave them out")
     from unidiffuser.recipe import read_recipe
     from unidiffuser.request import Request, made_alike, request_of
 
@@ -156,6 +163,9 @@ def sample_flags(parser: Parser) -> None:
     parser.flag("--mask", metavar="NAME=FILE", **named, help="make only the white part of a sampled, given picture")
     parser.flag("--size", type=flags.size, metavar="WxH", help="width and height of pictures (default: the model's)")
     parser.flag("--like", metavar="PNG", help="as the recipe in a picture says; other flags change it")
+    parser.flag("--prompts", metavar="FILE", help='JSON lines such as {"text": ...}: -n samples of each, into shards')
+    parser.flag("--shard", type=flags.whole, metavar="N", help="with --prompts or --ray: samples a shard (default: 64)")
+    add_spreading(parser)
     flags.add_output(parser)
 
 

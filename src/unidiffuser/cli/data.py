@@ -5,7 +5,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from unidiffuser.cli import flags
 from unidiffuser.cli.flags import Parser
+from unidiffuser.cli.spreading import add_spreading, carrying, check_spreading
 from unidiffuser.cli.terminal import Terminal
 
 if TYPE_CHECKING:
@@ -52,6 +54,7 @@ def encode(args: argparse.Namespace, terminal: Terminal) -> int:
     from unidiffuser import encode as encoding
     from unidiffuser.datasets import open_data
 
+    check_spreading(args)
     if args.model and args.codecs:
         raise ValueError("--model and --codecs both say which codecs to use; give one of them")
     if args.stored not in STORED:
@@ -63,10 +66,9 @@ def encode(args: argparse.Namespace, terminal: Terminal) -> int:
     if not codecs:
         terminal.say("fitting the codecs")
         codecs = encoding.fitted(data)
-    with terminal.progress("encoding") as progress:
-        manifest = encoding.encode(
-            data, codecs, Path(args.out), stored=args.stored, force=args.force, progress=progress
-        )
+    chosen = {"stored": args.stored, "force": args.force, "device": args.device}
+    with carrying(args) as carry, terminal.progress("encoding") as progress:
+        manifest = encoding.encode(data, codecs, Path(args.out), **chosen, progress=progress, carry=carry)
     shards = [shard for source in manifest.sources for shard in source.shards]
     answer = {
         "out": args.out,
@@ -135,6 +137,8 @@ def encode_flags(parser: Parser) -> None:
     parser.flag("--codecs", metavar="FOLDER", help="use the codecs of encoded data (default: fit them on the data)")
     parser.flag("--stored", default="float32", metavar="FORMAT", help=f"of the numbers: {', '.join(STORED)}")
     parser.flag("--force", action="store_true", help="replace latents of other codecs or other data")
+    flags.add_device(parser)
+    add_spreading(parser)
 
 
 def _add_data(parser: Parser) -> None:

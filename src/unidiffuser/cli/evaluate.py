@@ -7,7 +7,7 @@ from unidiffuser.cli import flags
 from unidiffuser.cli.flags import Parser
 from unidiffuser.cli.terminal import Terminal
 
-ONLY_WITH_DATA = ("html", "features", "inception", "only")
+ONLY_WITH_DATA = ("html", "features", "inception", "clip", "only")
 
 
 def evaluate(args: argparse.Namespace, terminal: Terminal) -> int:
@@ -41,6 +41,8 @@ def with_data(args: argparse.Namespace, settings: dict[str, Any], terminal: Term
             settings=settings,
             features=args.features,
             inception=args.inception,
+            clip=args.clip,
+            download=args.download,
             progress=lambda what, done, total: progress(done, total),
         )
         report = measure(trial, args.only)
@@ -86,6 +88,9 @@ def evaluate_flags(parser: Parser) -> None:
     parser.flag("--only", **only, help="one measure of the report; may be repeated; an unknown one lists them")
     parser.flag("--features", metavar="NAME", help="vectors of pictures: random, autoencoder, inception")
     parser.flag("--inception", metavar="FILE", help="the weights of Inception v3 as FID uses it")
+    parser.flag(
+        "--clip", metavar="CLIP", help="of the CLIP score: a folder or a hub name (default: ViT-B/32, if cached)"
+    )
     parser.flag("--html", metavar="FILE", help="write the report as one page with pictures")
     parser.flag("--force", action="store_true", help="overwrite files that are there")
     flags.add_settings(parser)

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from unidiffuser.reuse import Reuse
 
 MEDIA = ("image", "text", "sound", "vector")
-DTYPES = ("float32", "bfloat16", "float16")
+DTYPES = ("float32", "bfloat16", "float16", "int8")
 T = TypeVar("T")
 
 
@@ -140,7 +140,7 @@ def add_model(parser: Parser) -> None:
 def add_placement(parser: Parser) -> None:
     """The flags that say where and how a loaded model runs."""
     add_device(parser)
-    parser.flag("--dtype", choices=DTYPES, help="numbers of the large parts (default: float32)")
+    parser.flag("--dtype", choices=DTYPES, help="numbers of the large parts (default: float32; int8: CPUs only)")
     parser.flag("--low-memory", action="store_true", help="load each part when it is needed and drop it after")
     parser.flag("--download", action="store_true", help="allow a model of the hub (owner/name) to be fetched")
 

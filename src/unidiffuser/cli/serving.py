@@ -3,20 +3,17 @@
 import argparse
 import logging
 import os
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 from unidiffuser import __version__
+from unidiffuser.cli.extras import need
 from unidiffuser.cli.terminal import Terminal, Terminated
-
-NEEDED = {"serve": ("fastapi", "uvicorn", "python_multipart", "prometheus_client"), "ray": ("ray",)}
-"""Extra -> the modules that it brings."""
 
 
 def open_server(args: argparse.Namespace, terminal: Terminal) -> None:
     """Serve until a signal comes; ValueError if an extra is missing or the flags make no sense."""
-    _need("serve")
+    need("serve")
     tokens = [*args.token, *filter(None, os.environ.get("UNIDIFFUSER_TOKEN", "").split(","))]
     level = logging.WARNING if args.quiet else logging.INFO
     logging.basicConfig(level=level, format="%(asctime)s %(levelname)s %(message)s")
@@ -24,7 +21,7 @@ def open_server(args: argparse.Namespace, terminal: Terminal) -> None:
     shown = f"[{args.host}]" if ":" in args.host else args.host
     listening: dict[str, Any] = {"library": __version__, "host": args.host, "port": args.port, "tokens": tokens}
     if args.ray:
-        _need("ray")
+        need("ray")
         from unidiffuser.server.replicas import serve_on_ray
 
         terminal.say(f"the studio will be at http://{shown}:{args.port} (Ray, {args.replicas} replicas)")
@@ -37,12 +34,3 @@ def open_server(args: argparse.Namespace, terminal: Terminal) -> None:
     if served == "terminated":
         raise Terminated
     raise KeyboardInterrupt
-
-
-def _need(extra: str) -> None:
-    """ValueError unless what an extra brings is installed."""
-    missing = [module for module in NEEDED[extra] if find_spec(module) is None]
-    if missing:
-        raise ValueError(
-            f"this needs the extra [{extra}]: pip install 'unidiffuser[{extra}]' ({', '.join(missing)} is missing)"
-        )

@@ -86,7 +86,7 @@ def verdict(error: BaseException) -> tuple[int, str]:
     if isinstance(error, ValueError):
         # A broken model and lost data are no mistake of the user. Known by name here: importing them would load torch.
         return (1 if type(error).__name__ in ("ModelError", "DataLost") else 2), sentence
-    if type(error).__name__ in ("TrainingError", "CannotServeError"):
+    if type(error).__name__ in ("TrainingError", "CannotServeError", "WorkFailedError"):
         return 1, sentence
     if isinstance(error, OSError) and error.strerror:
         return 1, f"{error.filename}: {error.strerror}" if error.filename else error.strerror

@@ -11,7 +11,8 @@ are mixed and joined, and captions take turns, in the same way.
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from itertools import accumulate
 from pathlib import Path
@@ -155,6 +156,14 @@ def check_shard(folder: Path, shard: Written, content: bool) -> None:
         raise ValueError(f"the shard {path} is missing or cut short; encode the data again, or get a whole copy")
     if content and sha256(path) != shard.sha256:
         raise ValueError(f"the shard {path} is damaged: its sha256 is not the manifest's; get a whole copy of it")
+
+
+def whole_shards(folder: Path, shards: Iterable[Written]) -> Iterator[Written]:
+    """Those of the listed shards that are there and undamaged."""
+    for shard in shards:
+        with suppress(ValueError):
+            check_shard(folder, shard, content=True)
+            yield shard
 
 
 class EncodedCases:

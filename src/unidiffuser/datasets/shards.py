@@ -10,8 +10,10 @@ Files are written aside, flushed and renamed, so that a half-written one never h
 
 import hashlib
 import os
+import time
 from collections import OrderedDict
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,6 +27,8 @@ from unidiffuser.datasets.files import persistently
 from unidiffuser.joint import streams_of
 
 KEPT_OPEN = 64
+SAVE_SECONDS = 10
+"""Between one writing of a manifest and the next; who is killed makes the shards of so long again."""
 
 Shapes = Mapping[str, tuple[int, ...]]
 
@@ -60,6 +64,23 @@ def write_shard(path: Path, tensors: Mapping[str, Tensor], rows: int, damaged: M
     write_whole(path, data)
     digest = hashlib.sha256(data).hexdigest()
     return Written(file=path.name, rows=rows, bytes=len(data), sha256=digest, damaged=dict(damaged))
+
+
+@contextmanager
+def now_and_then(save: Callable[[], None]) -> Iterator[Callable[[], None]]:
+    """Inside, a function to call often, which calls `save` every SAVE_SECONDS; it is called at the end in any case."""
+    last = time.monotonic()
+
+    def tick() -> None:
+        nonlocal last
+        if time.monotonic() - last > SAVE_SECONDS:
+            save()
+            last = time.monotonic()
+
+    try:
+        yield tick
+    finally:
+        save()
 
 
 class ShardFile:

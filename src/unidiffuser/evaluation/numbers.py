@@ -29,11 +29,11 @@ def rate(hits: int, n: int, truth: float | None = None) -> Number:
     return _known({"value": found["rate"], "low": found["low"], "high": found["high"], "n": n}, truth)
 
 
-def mean(values: Sequence[float]) -> Number:
+def mean(values: Sequence[float], truth: float | None = None) -> Number:
     """The mean of independent values, and its standard error."""
     x = np.asarray(values, np.float64)
     error = float(x.std(ddof=1)) / math.sqrt(len(x)) if len(x) > 1 else math.nan
-    return _known({"value": float(x.mean()), "error": error, "n": len(x)}, None)
+    return _known({"value": float(x.mean()), "error": error, "n": len(x)}, truth)
 
 
 def _known(found: Mapping[str, float], truth: float | None) -> Number:

@@ -7,13 +7,14 @@ from typing import Any
 from unidiffuser.datasets import Data
 from unidiffuser.evaluation.bits import bits
 from unidiffuser.evaluation.classes import classes
+from unidiffuser.evaluation.clip import clip_score
 from unidiffuser.evaluation.features import extractor
 from unidiffuser.evaluation.likeness import likeness
 from unidiffuser.evaluation.numbers import shown, told
 from unidiffuser.evaluation.pairing import agreement, denoising
 from unidiffuser.evaluation.paths import paths
 from unidiffuser.evaluation.reference import gather
-from unidiffuser.evaluation.trial import NotMeasured, Progress, Rows, Trial
+from unidiffuser.evaluation.trial import CLIP, NotMeasured, Progress, Rows, Trial
 from unidiffuser.pipeline import MAX_SAMPLES, UniDiffuser
 
 LEAST_SAMPLES = 8
@@ -21,6 +22,7 @@ LEAST_SAMPLES = 8
 MEASURES: Mapping[str, Callable[[Trial], Rows]] = {
     "likeness": likeness,
     "classes": classes,
+    "clip": clip_score,
     "agreement": agreement,
     "paths": paths,
     "likelihood": bits,
@@ -53,6 +55,8 @@ def prepare(
     settings: Mapping[str, Any] | None = None,
     features: str | None = None,
     inception: str | Path | None = None,
+    clip: str | Path | None = None,
+    download: bool = False,
     progress: Progress | None = None,
 ) -> Trial:
     """Check everything and draw the true pairs.
@@ -62,6 +66,8 @@ def prepare(
         seed: fixes pairs and noise; the same seed gives the same numbers on one machine.
         settings: how to sample, as `model.choose` takes it (steps, solver, ...); the model's own where absent.
         features, inception: see `features.extractor`.
+        clip: the CLIP of the CLIP score, a folder or a name on the hub; absent: ViT-B/32, if it is in the local cache.
+        download: whether it may be fetched.
         progress: told what is drawn.
 
     Raises:
@@ -75,7 +81,7 @@ def prepare(
     model.choose(**chosen)
     vectors = extractor(features, inception)
     reference = gather(model, data, samples, seed)
-    return Trial(model, reference, samples, seed, chosen, vectors, progress)
+    return Trial(model, reference, samples, seed, chosen, vectors, progress, clip or CLIP, download)
 
 
 def measure(trial: Trial, only: Collection[str] | None = None) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -12,6 +13,7 @@ from unidiffuser.joint import Joint, generator
 from unidiffuser.pipeline import UniDiffuser
 
 BATCH = 64
+CLIP = "openai/clip-vit-base-patch32"
 
 Progress = Callable[[str, int, int], None]
 """Called with what is drawn, the samples done and the samples to do; it may raise to cancel."""
@@ -35,6 +37,10 @@ class Trial:
     settings: Mapping[str, Any]
     features: Features
     progress: Progress | None = None
+    clip: str | Path = CLIP
+    """The CLIP that scores pictures against texts: a folder, or its name on the hub."""
+    download: bool = False
+    """Whether it may be fetched."""
     drawn: dict[tuple[str, tuple[str, ...]], list[Any]] = field(default_factory=dict)
 
     def draw(self, of: str, given: tuple[str, ...] = ()) -> list[Any]:

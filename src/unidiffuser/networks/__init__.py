@@ -60,6 +60,11 @@ class Network(nn.Module, ABC):
         """The repeated parts, in order: what is computed again to save memory, and cut over many processes."""
         return []
 
+    def block_layers(self) -> list[str]:
+        """The linear layers of the blocks, by dotted name: nearly all of the weights and of the work."""
+        inside = {layer for block in self.blocks() for layer in block.modules() if isinstance(layer, nn.Linear)}
+        return [name for name, layer in self.named_modules() if layer in inside]
+
     def describe(self) -> dict[str, Any]:
         """A JSON-able description from which `build` makes the same network."""
         return {"kind": self.kind, **dataclasses.asdict(self.config)}
