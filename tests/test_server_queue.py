@@ -200,7 +200,7 @@ def test_pictures_on_the_way_are_kept_within_bounds(letters: int, least: int, mo
 
 
 def test_a_client_that_leaves_while_its_job_waits_frees_its_place(tmp_path: Path) -> None:
-    from test_server_replay import Puppet
+    from puppet import Puppet
 
     from unidiffuser.server.hub import Hub
     from unidiffuser.server.limits import Limits, TurnedAwayError

@@ -12,7 +12,7 @@ Everything is real but the worker, which does what it is told, and the threads o
 import asyncio
 import shutil
 import tempfile
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any, TypeVar
 from unittest.mock import patch
@@ -24,9 +24,10 @@ from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, initial
 
 pytest.importorskip("fastapi", reason="the extra [serve] is not installed")
 
+from puppet import Puppet
+
 from unidiffuser.server.hub import Hub
 from unidiffuser.server.limits import Limits, TurnedAwayError
-from unidiffuser.server.link import Listener, LostError, StoppedJobError
 from unidiffuser.server.metrics import Metrics
 from unidiffuser.server.store import OVER, Store
 from unidiffuser.server.work import Work
@@ -43,50 +44,6 @@ async def at_once(call: Callable[..., T], *arguments: Any, **options: Any) -> T:
     """`asyncio.to_thread` without a thread, but with the same chance for others to go on meanwhile."""
     await asyncio.sleep(0)
     return call(*arguments, **options)
-
-
-class Puppet:
-    """A worker that does what it is told."""
-
-    def __init__(self) -> None:
-        self.running: dict[str, tuple[asyncio.Future[dict[str, Any]], Listener]] = {}
-        self.started: list[str] = []
-        self._died = asyncio.Event()
-
-    async def start(self) -> list[dict[str, Any]]:
-        self._died = asyncio.Event()
-        return [{"name": "m"}]
-
-    async def check(self, body: Mapping[str, Any]) -> tuple[dict[str, Any], int]:
-        await asyncio.sleep(0)
-        return {**body, "verb": "sample", "model": "m"}, 1
-
-    async def read(self, image: str) -> dict[str, Any]:
-        raise NotImplementedError
-
-    async def run(self, name: str, job: Mapping[str, Any], listen: Listener) -> dict[str, Any]:
-        self.started.append(name)
-        self.running[name] = (asyncio.get_running_loop().create_future(), listen)
-        try:
-            return await self.running[name][0]
-        finally:
-            del self.running[name]
-
-    def stop(self, name: str) -> None:
-        if name in self.running and not self.running[name][0].done():
-            self.running[name][0].set_exception(StoppedJobError())
-
-    def die(self) -> None:
-        for future, _ in self.running.values():
-            if not future.done():
-                future.set_exception(LostError())
-        self._died.set()
-
-    async def lost(self) -> None:
-        await self._died.wait()
-
-    async def close(self) -> None:
-        pass
 
 
 class Heard:

@@ -11,8 +11,8 @@ import torch
 
 pytest.importorskip("fastapi", reason="the extra [serve] is not installed")
 
+from crowd import go, together
 from running_server import data_url
-from test_server_batching import go, together
 from tiny_model import tiny_model
 
 from unidiffuser import Guidance, UniDiffuser
