@@ -8,7 +8,7 @@ own trainer does it: theirs through the checkout's own network (`libs.uvit`) and
 train_ldm.py calls for: separate norm, AdamW as torch gives it by default, an average a parameter at a time); ours
 through the loop of `optimise`. Each runs in a process of its own, as a person would start it, ours with the memory
 settings of `unidiffuser train`; the two take turns, and the ratio is of samples a second, with its spread over the
-turns. `--plain` leaves our memory settings out;
+turns. `--plain` leaves our memory settings out, `--compile` trains ours with `training.compile=true`;
 `--clock cpu` counts computed seconds, for a machine that others use as well. Nothing of the checkout is copied.
 """
 
@@ -26,7 +26,7 @@ SHAPE = (4, 32, 32)
 CLASSES = 10
 
 
-def ours(dim: int, depth: int, heads: int, batch: int, steps: int) -> float:
+def ours(dim: int, depth: int, heads: int, batch: int, steps: int, compiled: bool) -> float:
     """Seconds a step of our trainer, checkpoints and logs apart."""
     import tempfile
 
@@ -54,7 +54,7 @@ def ours(dim: int, depth: int, heads: int, batch: int, steps: int) -> float:
         UViTConfig(streams={"image": SHAPE}, dim=dim, depth=depth, heads=heads, patch=2, norm="pre", labels=CLASSES)
     )
     objective = Objective(process=RectifiedFlow(), prediction="eps", space="eps")
-    settings = OptimiserSettings(steps=steps, batch=batch, log_every=1, save_every=10**6)
+    settings = OptimiserSettings(steps=steps, batch=batch, log_every=1, save_every=10**6, compile=compiled)
     times: list[float] = []
     with tempfile.TemporaryDirectory() as folder:
         follow = lambda step, figures: times.append(clock())  # noqa: E731
@@ -127,6 +127,7 @@ def main() -> int:
     parser.add_argument("--threads", type=int, default=os.cpu_count())
     parser.add_argument("--clock", choices=["wall", "cpu"], default="wall", help="cpu: on a machine that is not idle")
     parser.add_argument("--plain", action="store_true", help="ours without its memory settings")
+    parser.add_argument("--compile", action="store_true", help="ours through torch.compile")
     parser.add_argument("--json", type=Path, help="write the figures here as well")
     parser.add_argument("--turn", help=argparse.SUPPRESS)
     args = parser.parse_args()
@@ -163,7 +164,7 @@ def one(args: argparse.Namespace, who: str, size: str) -> float:
     if who == "ours" and not args.plain:
         environment |= MEMORY
     command = [sys.executable, __file__, "--uvit", str(args.uvit), "--turn", who, "--sizes", size]
-    command += ["--batch", str(args.batch), "--steps", str(args.steps)]
+    command += ["--batch", str(args.batch), "--steps", str(args.steps), *(["--compile"] if args.compile else [])]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     if done.returncode:
         raise SystemExit(f"the turn of {who} failed: {done.stderr.strip().splitlines()[-1:]}")
@@ -174,7 +175,7 @@ def turn(args: argparse.Namespace) -> int:
     """One turn: print the seconds of a step."""
     dim, depth, heads = (int(n) for n in args.sizes[0].split("x"))
     sizes = (dim, depth, heads, args.batch, args.steps)
-    print(ours(*sizes) if args.turn == "ours" else theirs(args.uvit, *sizes))
+    print(ours(*sizes, args.compile) if args.turn == "ours" else theirs(args.uvit, *sizes))
     return 0
 
 
