@@ -219,5 +219,5 @@ def test_codecs_of_a_run_come_back_and_damage_is_named_with_its_cure(tmp_path: P
     assert [path.name for path in tmp_path.iterdir()] == ["codecs"]
     weights = tmp_path / "codecs" / "codecs.safetensors"
     weights.write_bytes(weights.read_bytes()[:-1] + b"?")
-    with pytest.raises(ValueError, match="the checksum differs.; remove that folder to fit them anew"):
+    with pytest.raises(ValueError, match=r"the checksum differs\); remove that folder to fit them anew"):
         codecs.read(tmp_path / "codecs")
