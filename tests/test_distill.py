@@ -14,6 +14,7 @@ from tiny_model import tiny_model
 from unidiffuser import UniDiffuser
 from unidiffuser.datasets.scenes import Scenes
 from unidiffuser.distill import Distillation, distill
+from unidiffuser.guidance import Guidance
 from unidiffuser.instruct import METHODS
 from unidiffuser.training.preset import OptimiserSettings
 
@@ -161,6 +162,37 @@ def test_collapse_is_noticed_and_said(
     distill(teacher, replace(SETTINGS, warmup=0), tmp_path, pairs=PAIRS)
     said = [record.message for record in caplog.records if "collapsed" in record.message]
     assert len(said) == 1 and "10 % as far apart" in said[0]
+
+
+@pytest.mark.parametrize(
+    ("name", "asked", "taken", "warned"),
+    [
+        ("uni-instruct", None, 0.0, False),  # the teacher's own 2 would not be what the ratio is about
+        ("uni-instruct", 2.0, 2.0, True),
+        ("uni-instruct", 0.0, 0.0, False),
+        ("sim", None, 2.0, False),
+        ("sim", 1.0, 1.0, False),
+    ],
+)
+def test_a_ratio_is_learnt_beside_an_unguided_teacher_unless_told(
+    name: str,
+    asked: float | None,
+    taken: float,
+    warned: bool,
+    teacher: UniDiffuser,
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(teacher, "settings", replace(teacher.settings, guidance=Guidance(scale=2.0)))
+    guidance = None if asked is None else Guidance(scale=asked)
+    one = replace(SETTINGS.training, steps=1, log_every=1)
+    settings = replace(
+        SETTINGS, method=METHODS[name], guidance=guidance, warmup=0, preview_every=0, training=one, shares=1
+    )
+    student = distill(teacher, settings, tmp_path, pairs=PAIRS)
+    assert student.training["guidance"]["scale"] == taken and not student.settings.guidance.on
+    assert sum("nobody guided" in record.message for record in caplog.records) == warned
 
 
 def test_more_steps_go_on(teacher: UniDiffuser, tmp_path: Path) -> None:

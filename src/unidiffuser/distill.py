@@ -58,7 +58,7 @@ class Distillation:
     method: Method = METHODS["uni-instruct"]
     """Which divergence, in which form."""
     guidance: Guidance | None = None
-    """How the teacher is guided, which the student then has within it; None: as the teacher's own settings say."""
+    """How the teacher is guided, which the student then has within it; None: see `guidance_of`."""
     begin: float = 0.7
     """The timestep of a sampled modality in the student's input: below 1, where the teacher's answer is no blur."""
     steps: tuple[int, ...] = (1, 2, 4)
@@ -131,15 +131,28 @@ def distill(
             f"the divergence {settings.method.divergence!r} (adversarial {settings.method.adversarial:g}) needs real "
             "data to learn the ratio of both laws from; give --data, or --method sim, which needs none"
         )
-    settings = replace(settings, guidance=settings.guidance or teacher.settings.guidance)
+    guidance = guidance_of(teacher, settings)
+    settings = replace(settings, guidance=guidance)
     described = describe(teacher, settings, data or repr(pairs))
     with folder.locked(run):
         folder.claim(run, described)
         if (run / "final").is_dir() and (done := native.read(run / "final")).training == described:
             return UniDiffuser.from_parts(done)
+        if settings.method.needs_ratio and guidance.on:
+            log.warning(
+                "the teacher is guided by %s, and the ratio is learnt from data that nobody guided: the two are not "
+                "about one law; leave --guidance out, or take a method without a ratio (sim, sid, vsd)",
+                guidance.scale,
+            )
         student = _taught(teacher, settings, run, pairs, device, progress, described)
         student.save(run / "final", force=True)
     return student
+
+
+def guidance_of(teacher: UniDiffuser, settings: Distillation) -> Guidance:
+    """As asked; else off where a ratio is learnt, as that is about data, which nobody guided; else the teacher's own."""
+    own = teacher.settings.guidance
+    return settings.guidance or (replace(own, scale=0.0) if settings.method.needs_ratio else own)
 
 
 def describe(teacher: UniDiffuser, settings: Distillation, data: str) -> dict[str, Any]:

@@ -156,7 +156,7 @@ def distill_flags(parser: Parser) -> None:
     parser.flag("--data", metavar="DATA", help="a recipe's name or a folder (default: what the teacher was trained on)")
     scale = {"action": "append", "default": [], "metavar": "[NAME=]S"}
     parser.flag(
-        "--guidance", **scale, help="guidance of the teacher, which the student learns (default: the teacher's)"
+        "--guidance", **scale, help="of the teacher, which the student learns (default: 0 if a ratio is, else its own)"
     )
     parser.flag("--g", **scale, help="the same in the convention g = s + 1, 1 = off")
     parser.flag("--begin", type=float, metavar="T", help="timestep of the student's input, up to 1 (default: 0.7)")
