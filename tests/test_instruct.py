@@ -13,7 +13,7 @@ from laws import GRID, at, hermite, integral, law, legendre, log_density, normal
 from torch import Tensor
 
 from unidiffuser.divergences import DIVERGENCES, find, ratio_weights
-from unidiffuser.instruct import METHODS, Method, divergence_loss, draw_levels, level_weight
+from unidiffuser.instruct import METHODS, Method, by_parts, divergence_loss, draw_levels, level_weight
 from unidiffuser.mixture import GaussianMixture
 from unidiffuser.process import Cosine, Process, RectifiedFlow, ScaledLinear
 
@@ -98,7 +98,10 @@ def test_the_integral_form_with_the_matching_weight_is_the_expanded_form(weight:
     """Up to the ends: grad J = sum of the integral form + [W grad D] at the clean end - [W grad D] at the noisy one."""
     for name in ("reverse-kl", "forward-kl", "jensen-shannon"):
         expanded = Method(divergence=name, weight=weight, draw=draw, bounds=WIDE, low=0.1, high=0.9)  # type: ignore[arg-type]
-        parts = replace(expanded, estimator="integral", matched=True)
+        parts = by_parts(
+            replace(expanded, flow=0.3, ratio_gradient=False, adaptive=True)
+        )  # it gives the whole objective, whatever was left
+        assert (parts.matched, parts.adaptive) == (True, False) and by_parts(parts) is parts
         theta = parameters()
         u, w = legendre(0.0, 1.0, 24)
         levels = draw_levels(expanded, PROCESS, u)
@@ -121,7 +124,7 @@ def outer_weight(method: Method, t: Tensor) -> Tensor:
 
 def test_a_weight_that_lies_at_the_clean_end_cannot_be_matched() -> None:
     with pytest.raises(ValueError, match="clean end"):
-        Method(divergence="forward-kl", estimator="integral", matched=True, weight="likelihood")
+        by_parts(Method(divergence="forward-kl", weight="likelihood"))
 
 
 # The stationary points of a Gaussian student, mean and standard deviation, found elsewhere with other code.

@@ -150,7 +150,7 @@ def distill(
 
 
 def guidance_of(teacher: UniDiffuser, settings: Distillation) -> Guidance:
-    """As asked; else off where a ratio is learnt, as that is about data, which nobody guided; else the teacher's own."""
+    """As asked; else none where a ratio is learnt, as that is about data, which nobody guided; else the teacher's."""
     own = teacher.settings.guidance
     return settings.guidance or (replace(own, scale=0.0) if settings.method.needs_ratio else own)
 
