@@ -38,6 +38,7 @@ LAYERS = """
     chains agreement likelihood
     sampling
     solvers
+    collapse
     teach
     guidance
     critic

@@ -21,7 +21,9 @@ WIDE = (1e-12, 1e12)
 TEACHER = ([0.35, 0.65], [-1.2, 1.0], [0.25, 0.25])
 PROCESS = RectifiedFlow()
 EXACT = Method(divergence="reverse-kl", weight="likelihood", bounds=WIDE)
-FINITE = [name for name in DIVERGENCES if name != "neyman"]  # a Gaussian has thinner tails than Neyman's needs here
+THEOREM = [*DIVERGENCES, "power:0.5", "power:1.5"]
+NARROW = (0.8, 0.4)
+"""Mean and standard deviation of a student whose tails are thin enough for Neyman's int p^2 / q."""
 
 
 def parameters(mean: float = 0.3, std: float = 1.25) -> Tensor:
@@ -73,18 +75,19 @@ def divergence(name: str, theta: Tensor, t: Tensor | float, process: Process = P
 
 
 @pytest.mark.parametrize("log_snr", [-0.8, 0.2, 1.3])
-@pytest.mark.parametrize("name", FINITE)
+@pytest.mark.parametrize("name", THEOREM)
 def test_the_gradient_is_that_of_the_expanded_divergence(name: str, log_snr: float) -> None:
     for process in (Cosine(), RectifiedFlow()):
-        method, theta = replace(EXACT, divergence=name), parameters()
+        method, theta = replace(EXACT, divergence=name), parameters(*(NARROW if name == "neyman" else ()))
         t = process.t_of_log_snr(torch.tensor(log_snr))
         truth = gradient(objective(method, theta, t, process), theta)
         torch.testing.assert_close(gradient(loss(method, theta, t, process), theta), truth, rtol=1e-5, atol=1e-7)
 
 
 def test_a_detached_weight_has_another_gradient_unless_it_is_constant() -> None:
-    theta, t = parameters(), PROCESS.t_of_log_snr(torch.tensor(0.2))
-    for name in FINITE:
+    t = PROCESS.t_of_log_snr(torch.tensor(0.2))
+    for name in THEOREM:
+        theta = parameters(*(NARROW if name == "neyman" else ()))
         method = replace(EXACT, divergence=name)
         truth = gradient(objective(method, theta, t), theta)
         detached = gradient(loss(replace(method, ratio_gradient=False), theta, t), theta)

@@ -23,6 +23,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from unidiffuser import collapse
 from unidiffuser.checkpoints import Settings, native
 from unidiffuser.critic import Critic
 from unidiffuser.datasets import Pairs
@@ -46,9 +47,6 @@ Follow = Callable[[int, Mapping[str, float]], None]
 
 Progress = Callable[[str, int, int, Mapping[str, float]], None]
 """Told (stage, step, steps, the last figures)."""
-
-COLLAPSED = 0.3
-"""A student whose samples lie less than this share as far apart as the data is told to have collapsed."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -233,6 +231,10 @@ class _Course:
             if share := self.settings.method.regression:
                 gap = self.teaching.regression_loss(pair.student, rows, data, g)
                 own, figures["regression"] = own + share * gap, gap.detach()
+        figures["spread"] = collapse.spread(rows, x0, data)
+        if (step // self.stage.accumulate + 1) % self.stage.log_every == 0:
+            noise = generator(self.stage.seed, "variety", step)
+            figures["variety"] = collapse.variety(self.teaching, pair.student, self.teacher.network, rows, data, noise)
         return own + critic, {"student": own.detach(), **figures, **more}
 
     def critic_loss(self, pair: Pair, step: int) -> tuple[Tensor, Mapping[str, Tensor]]:
@@ -282,13 +284,13 @@ class _Watch:
 
     def hear(self, step: int, figures: Mapping[str, float]) -> None:
         """Say it once if the samples lie too near to one another."""
-        if figures["spread"] < COLLAPSED and not self.said:
+        if not self.said and (what := collapse.told(figures)):
             self.said = True
             log.warning(
-                "the student has collapsed at step %d: its samples lie %.0f %% as far apart as the data; "
-                "lower the learning rate, or raise --warmup, and begin in another folder",
+                "the student has collapsed at step %d: %s; lower the learning rate, or raise --warmup, and begin in "
+                "another folder",
                 step,
-                100 * figures["spread"],
+                what,
             )
 
 
