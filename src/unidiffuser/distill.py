@@ -231,8 +231,8 @@ class _Course:
             if share := self.settings.method.regression:
                 gap = self.teaching.regression_loss(pair.student, rows, data, g)
                 own, figures["regression"] = own + share * gap, gap.detach()
-        figures["spread"] = collapse.spread(rows, x0, data)
         if (step // self.stage.accumulate + 1) % self.stage.log_every == 0:
+            figures["spread"] = collapse.spread(rows, x0, data)
             noise = generator(self.stage.seed, "variety", step)
             figures["variety"] = collapse.variety(self.teaching, pair.student, self.teacher.network, rows, data, noise)
         return own + critic, {"student": own.detach(), **figures, **more}
