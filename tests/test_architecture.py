@@ -39,6 +39,7 @@ LAYERS = """
     chains agreement likelihood
     sampling
     solvers
+    collapse
     teach
     guidance
     critic

@@ -8,12 +8,12 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-import torch
 from tiny_model import tiny_model
 
 from unidiffuser import UniDiffuser
 from unidiffuser.datasets.scenes import Scenes
 from unidiffuser.distill import Distillation, distill
+from unidiffuser.guidance import Guidance
 from unidiffuser.instruct import METHODS
 from unidiffuser.training.preset import OptimiserSettings
 
@@ -80,7 +80,7 @@ def test_the_run_leaves_previews_and_figures(straight: Path) -> None:
     assert len(list((straight / "previews/step-00000003/image-given-text").iterdir())) == 4
     lines = [json.loads(line) for line in (straight / "student/metrics.jsonl").read_text().splitlines()]
     assert [line["step"] for line in lines] == [2, 4, 6]
-    assert {"student", "gap", "spread", "clipped", "critic.image", "critic.text", "judged"} <= set(lines[0])
+    assert {"student", "gap", "spread", "variety", "clipped", "critic.image", "critic.text", "judged"} <= set(lines[0])
 
 
 @pytest.mark.parametrize(("stage", "at"), [("critic", 2), ("student", 3)])
@@ -152,15 +152,52 @@ def test_every_method_teaches(name: str, teacher: UniDiffuser, tmp_path: Path) -
     assert ("regression" in figures, "judged" in figures) == (name == "dmd", METHODS[name].needs_ratio)
 
 
-def test_collapse_is_noticed_and_said(
-    teacher: UniDiffuser, tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    from unidiffuser import teach
-
-    monkeypatch.setattr(teach, "spread", lambda *_: torch.tensor(0.1))
-    distill(teacher, replace(SETTINGS, warmup=0), tmp_path, pairs=PAIRS)
+@pytest.mark.parametrize("constant", [True, False])
+def test_collapse_is_noticed_and_said_once(constant: bool, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """A student begins as its teacher: of clean estimates that are all the same, or with noise in them."""
+    made = tiny_model()
+    for name, parameter in made.network.named_parameters():
+        if constant and name.startswith("head."):
+            parameter.data.zero_()
+    UniDiffuser(made.network, made.process_name, "x0" if constant else "v", made.modalities, name="begun").save(
+        tmp_path / "begun"
+    )
+    teacher = UniDiffuser.from_pretrained(tmp_path / "begun")
+    slow = replace(SETTINGS.training, lr=1e-6, batch=24)
+    distill(teacher, replace(SETTINGS, training=slow, warmup=0, preview_every=0), tmp_path / "run", pairs=PAIRS)
     said = [record.message for record in caplog.records if "collapsed" in record.message]
-    assert len(said) == 1 and "10 % as far apart" in said[0]
+    assert len(said) == constant and all("collapsed at step 2: its samples lie 0% as far apart" in x for x in said)
+
+
+@pytest.mark.parametrize(
+    ("name", "asked", "taken", "warned"),
+    [
+        ("uni-instruct", None, 0.0, False),  # the teacher's own 2 would not be what the ratio is about
+        ("uni-instruct", 2.0, 2.0, True),
+        ("uni-instruct", 0.0, 0.0, False),
+        ("sim", None, 2.0, False),
+        ("sim", 1.0, 1.0, False),
+    ],
+)
+def test_a_ratio_is_learnt_beside_an_unguided_teacher_unless_told(
+    name: str,
+    asked: float | None,
+    taken: float,
+    warned: bool,
+    teacher: UniDiffuser,
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(teacher, "settings", replace(teacher.settings, guidance=Guidance(scale=2.0)))
+    guidance = None if asked is None else Guidance(scale=asked)
+    one = replace(SETTINGS.training, steps=1, log_every=1)
+    settings = replace(
+        SETTINGS, method=METHODS[name], guidance=guidance, warmup=0, preview_every=0, training=one, shares=1
+    )
+    student = distill(teacher, settings, tmp_path, pairs=PAIRS)
+    assert student.training["guidance"]["scale"] == taken and not student.settings.guidance.on
+    assert sum("nobody guided" in record.message for record in caplog.records) == warned
 
 
 def test_more_steps_go_on(teacher: UniDiffuser, tmp_path: Path) -> None:

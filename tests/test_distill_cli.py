@@ -85,6 +85,33 @@ def test_a_student_of_another_teacher_is_told(place: Path, capsys: pytest.Captur
 
 
 @pytest.mark.parametrize(
+    ("flags", "expected"),
+    [
+        ("", {"estimator": "expanded", "matched": False, "adaptive": True}),
+        ("--estimator integral", {"estimator": "integral", "matched": True, "adaptive": False, "weight": "karras"}),
+        ("--method f-distill --estimator integral", {"estimator": "integral", "matched": False, "weight": "x0"}),
+        ("--method sid --estimator integral", {"estimator": "integral", "matched": True, "flow": 1.0}),
+        ("--detach-ratio", {"estimator": "expanded", "ratio_gradient": False}),
+    ],
+)
+def test_the_integral_form_of_an_expanded_method_is_its_objective_and_that_is_said(
+    flags: str,
+    expected: dict[str, Any],
+    place: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    from unidiffuser import distill
+
+    seen: list[distill.Distillation] = []
+    monkeypatch.setattr(distill, "distill", lambda _, settings, *__, **___: seen.append(settings))
+    assert main(shlex.split(f"distill scenes --run x {flags}")) == 0
+    (settings,) = seen
+    assert {name: getattr(settings.method, name) for name in expected} == expected
+    assert ("the weight of the noise levels is matched" in capsys.readouterr().err) == bool(expected.get("matched"))
+
+
+@pytest.mark.parametrize(
     ("command", "code", "said"),
     [
         ("distill nothing --run x", 1, "there is no model 'nothing'"),
@@ -97,6 +124,8 @@ def test_a_student_of_another_teacher_is_told(place: Path, capsys: pytest.Captur
         ("distill scenes --run x --method sidd", 2, "there is no method 'sidd'"),
         ("distill scenes --run x --weight heavy", 2, "weight of a method must be one of"),
         ("distill scenes --run x --estimator exact", 2, "estimator of a method must be one of"),
+        ("distill scenes --run x --estimator integral --weight likelihood", 2, "clean end"),
+        ("distill scenes --run x --estimator integral --detach-ratio", 2, "drop --detach-ratio"),
         ("distill scenes --run x --steps 0", 2, "1 step of the optimiser or more"),
         ("distill scenes --run x --begin 2", 2, "begins at a timestep above 0"),
         ("distill scenes --run x --data nowhere", 2, "nowhere"),

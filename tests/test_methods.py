@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import softplus
 
+from unidiffuser.collapse import COLLAPSED, spread, told, variety
 from unidiffuser.critic import Critic
 from unidiffuser.denoiser import NetworkDenoiser
 from unidiffuser.guidance import Guidance
@@ -18,7 +19,7 @@ from unidiffuser.joint import Joint
 from unidiffuser.mixture import GaussianMixture
 from unidiffuser.networks.mlp import MLP, MLPConfig
 from unidiffuser.process import Cosine
-from unidiffuser.teach import FLOW_STEPS, Pair, Rows, Teaching, spread
+from unidiffuser.teach import FLOW_STEPS, Pair, Rows, Teaching
 from unidiffuser.timesteps import assign_roles
 
 PROCESS = Cosine()
@@ -305,6 +306,58 @@ def test_ratios_that_overflow_are_clipped_and_counted() -> None:
     loss.backward()
     assert figures["clipped"] == 1 and math.isfinite(loss.item())
     assert all(x.grad is not None and bool(x.grad.isfinite().all()) for x in x0.values())
+
+
+class Answers(torch.nn.Module):
+    """A student or a teacher by hand: a function of the noisy joint."""
+
+    def __init__(self, answer: Callable[[Joint], Joint]) -> None:
+        super().__init__()
+        self.answer, self.device = answer, torch.nn.Parameter(torch.zeros(()))
+
+    def forward(self, xt: Joint, _: dict[str, Tensor]) -> Joint:
+        return self.answer(xt)
+
+
+def test_one_constant_distribution_or_stream_cannot_hide_among_the_others() -> None:
+    roles = [assign_roles(SHAPES, ["a"]), assign_roles(SHAPES, ["b"], ["a"]), assign_roles(SHAPES, SHAPES)]
+    rows, g = Rows(roles, 24, SHAPES), torch.Generator().manual_seed(3)
+    data, other = ({s: torch.randn(24, *shape, generator=g) for s, shape in SHAPES.items()} for _ in range(2))
+    x0 = rows.only_sampled(other)
+    assert 0.5 < spread(rows, x0, data) < 1.2
+    for name, cut in (("a", slice(0, 8)), ("b", slice(8, 16)), ("b", slice(16, 24))):
+        constant = {s: x.clone() for s, x in x0.items()}
+        constant[name][cut] = 1.0
+        assert spread(rows, constant, data) == 0, name
+    few = Rows(roles, 6, SHAPES)  # two rows are no sample of their own
+    assert spread(few, {s: torch.tensor([1.0, 1, 2, 2, 3, 3])[:, None].expand(6, 2) for s in x0}, None) > 0
+
+
+def test_a_student_that_follows_what_is_given_and_ignores_its_noise_has_no_variety() -> None:
+    roles = [assign_roles(SHAPES, ["a"], ["b"]), assign_roles(SHAPES, ["a"]), assign_roles(SHAPES, ["b"])]
+    rows, g = Rows(roles, 24, SHAPES), torch.Generator().manual_seed(3)
+    data = {s: torch.randn(24, *shape, generator=g) for s, shape in SHAPES.items()}
+    teaching = Teaching(
+        method=METHODS["sim"], teacher=Seen().mixture, process=PROCESS, prediction="x0", later=(0.3,), refine=0.5
+    )
+    teacher = Answers(lambda xt: xt)
+
+    def of(answer: Callable[[Joint], Joint]) -> float:
+        return variety(teaching, Answers(answer), teacher, rows, data, torch.Generator().manual_seed(1)).item()
+
+    assert of(teacher.answer) == 1.0
+    assert of(lambda xt: {s: 0.2 * x + 7.0 for s, x in xt.items()}) == pytest.approx(0.2, abs=1e-4)
+    assert of(lambda xt: {s: torch.zeros_like(x) for s, x in xt.items()}) == 0.0
+
+    def follows(xt: Joint) -> Joint:
+        """Like the teacher, but for the first share, where its answer is what is given."""
+        return {"a": torch.cat([xt["b"][:8, :2], xt["a"][8:]]), "b": xt["b"]}
+
+    assert of(follows) == 0.0
+    x0 = teaching.draw(Answers(follows), rows, data, torch.Generator().manual_seed(2))
+    assert spread(rows, x0, data) > COLLAPSED  # which is why that figure is not enough
+    assert "100%" not in told({"spread": 1.0, "variety": 0.25}) and "25%" in told({"spread": 1.0, "variety": 0.25})
+    assert told({"spread": 0.31, "variety": 0.31}) == ""
 
 
 def test_the_spread_is_one_for_the_data_and_falls_with_collapse() -> None:

@@ -23,6 +23,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from unidiffuser import collapse
 from unidiffuser.checkpoints import Settings, native
 from unidiffuser.critic import Critic
 from unidiffuser.datasets import Pairs
@@ -47,9 +48,6 @@ Follow = Callable[[int, Mapping[str, float]], None]
 Progress = Callable[[str, int, int, Mapping[str, float]], None]
 """Told (stage, step, steps, the last figures)."""
 
-COLLAPSED = 0.3
-"""A student whose samples lie less than this share as far apart as the data is told to have collapsed."""
-
 
 @dataclass(frozen=True, kw_only=True)
 class Distillation:
@@ -58,7 +56,7 @@ class Distillation:
     method: Method = METHODS["uni-instruct"]
     """Which divergence, in which form."""
     guidance: Guidance | None = None
-    """How the teacher is guided, which the student then has within it; None: as the teacher's own settings say."""
+    """How the teacher is guided, which the student then has within it; None: see `guidance_of`."""
     begin: float = 0.7
     """The timestep of a sampled modality in the student's input: below 1, where the teacher's answer is no blur."""
     steps: tuple[int, ...] = (1, 2, 4)
@@ -131,15 +129,28 @@ def distill(
             f"the divergence {settings.method.divergence!r} (adversarial {settings.method.adversarial:g}) needs real "
             "data to learn the ratio of both laws from; give --data, or --method sim, which needs none"
         )
-    settings = replace(settings, guidance=settings.guidance or teacher.settings.guidance)
+    guidance = guidance_of(teacher, settings)
+    settings = replace(settings, guidance=guidance)
     described = describe(teacher, settings, data or repr(pairs))
     with folder.locked(run):
         folder.claim(run, described)
         if (run / "final").is_dir() and (done := native.read(run / "final")).training == described:
             return UniDiffuser.from_parts(done)
+        if settings.method.needs_ratio and guidance.on:
+            log.warning(
+                "the teacher is guided by %s, and the ratio is learnt from data that nobody guided: the two are not "
+                "about one law; leave --guidance out, or take a method without a ratio (sim, sid, vsd)",
+                guidance.scale,
+            )
         student = _taught(teacher, settings, run, pairs, device, progress, described)
         student.save(run / "final", force=True)
     return student
+
+
+def guidance_of(teacher: UniDiffuser, settings: Distillation) -> Guidance:
+    """As asked; else none where a ratio is learnt, as that is about data, which nobody guided; else the teacher's."""
+    own = teacher.settings.guidance
+    return settings.guidance or (replace(own, scale=0.0) if settings.method.needs_ratio else own)
 
 
 def describe(teacher: UniDiffuser, settings: Distillation, data: str) -> dict[str, Any]:
@@ -220,6 +231,10 @@ class _Course:
             if share := self.settings.method.regression:
                 gap = self.teaching.regression_loss(pair.student, rows, data, g)
                 own, figures["regression"] = own + share * gap, gap.detach()
+        if (step // self.stage.accumulate + 1) % self.stage.log_every == 0:
+            figures["spread"] = collapse.spread(rows, x0, data)
+            noise = generator(self.stage.seed, "variety", step)
+            figures["variety"] = collapse.variety(self.teaching, pair.student, self.teacher.network, rows, data, noise)
         return own + critic, {"student": own.detach(), **figures, **more}
 
     def critic_loss(self, pair: Pair, step: int) -> tuple[Tensor, Mapping[str, Tensor]]:
@@ -269,13 +284,13 @@ class _Watch:
 
     def hear(self, step: int, figures: Mapping[str, float]) -> None:
         """Say it once if the samples lie too near to one another."""
-        if figures["spread"] < COLLAPSED and not self.said:
+        if not self.said and (what := collapse.told(figures)):
             self.said = True
             log.warning(
-                "the student has collapsed at step %d: its samples lie %.0f %% as far apart as the data; "
-                "lower the learning rate, or raise --warmup, and begin in another folder",
+                "the student has collapsed at step %d: %s; lower the learning rate, or raise --warmup, and begin in "
+                "another folder",
                 step,
-                100 * figures["spread"],
+                what,
             )
 
 

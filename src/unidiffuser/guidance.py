@@ -71,6 +71,11 @@ class Guidance:
         scale = {m: value - 1 for m, value in g.items()} if isinstance(g, Mapping) else g - 1
         return cls(scale=scale, interval=interval, against=against)
 
+    @property
+    def on(self) -> bool:
+        """Whether any modality is guided."""
+        return any(s > 0 for s in (self.scale.values() if isinstance(self.scale, Mapping) else (self.scale,)))
+
     def scale_of(self, modality: str) -> float:
         """s of one modality."""
         return float(self.scale.get(modality, 0.0) if isinstance(self.scale, Mapping) else self.scale)

@@ -24,7 +24,7 @@ The file knows tensors, no network: T and F come as joints that are functions of
 """
 
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
@@ -103,6 +103,20 @@ class Method:
     def needs_ratio(self) -> bool:
         """Whether q_t / p_t must be known, for which real data is needed."""
         return divergences.find(self.divergence).needs_ratio or self.adversarial > 0
+
+
+def by_parts(method: Method) -> Method:
+    """The integral form of the objective of a method: of an expanded one, whole and with the time weight that matches.
+
+    The normaliser is left out: it is no function of the noise level, so nothing matches it. A method whose own form is
+    the integral one is itself.
+
+    Raises:
+        ValueError: its weight cannot be matched.
+    """
+    if method.estimator == "integral":
+        return method
+    return replace(method, estimator="integral", matched=True, flow=1.0, ratio_gradient=True, adaptive=False)
 
 
 def draw_levels(method: Method, process: Process, u: Tensor) -> Tensor:

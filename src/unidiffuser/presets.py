@@ -58,10 +58,14 @@ def scenes() -> Preset:
 
 
 def student(steps: int = 4000) -> Distillation:
-    """A one-step student of any teacher, in so many steps of the optimiser."""
+    """A one-step student of any teacher, in so many steps of the optimiser.
+
+    Its method learns the ratio from data, so the teacher is not guided, unless `guidance` is set to say so.
+    """
     if steps < 1:
         raise ValueError(f"a student is taught in 1 step of the optimiser or more, not in {steps}")
     return Distillation(
+        guidance=None,  # as the method needs it, should another be put in its place: `distill.guidance_of`
         warmup=min(500, steps // 4),
         training=OptimiserSettings(
             steps=steps,

@@ -149,7 +149,7 @@ class Teaching:
     def student_loss(
         self, critic: Critic | None, rows: Rows, x0: Joint, data: Joint | None, g: torch.Generator
     ) -> tuple[Tensor, dict[str, Tensor]]:
-        """What a student minimises, and figures: the gap to the teacher, ratios out of bounds, the spread.
+        """What a student minimises, and figures: the gap to the teacher, ratios out of bounds.
 
         Args:
             critic: None for a method whose critic is not learned.
@@ -162,7 +162,7 @@ class Teaching:
         loss, gap = self._divergence(rows, ratio, x0, xt, level, teacher, fake)
         if self.method.adversarial:
             loss = loss + self.method.adversarial * adversarial_loss(logit).mean()
-        figures = {"gap": gap, "spread": spread(rows, x0, data)}
+        figures = {"gap": gap}
         if row.needs_ratio:
             figures["clipped"] = ratio.clipped.float().mean()
         return loss, figures
@@ -274,22 +274,6 @@ class Teaching:
 def noise(rows: Rows, g: torch.Generator, device: torch.device) -> Joint:
     """Standard normal noise for every stream (B, ...), drawn on the CPU."""
     return {s: torch.randn(rows.batch, *shape, generator=g).to(device) for s, shape in rows.shapes.items()}
-
-
-def spread(rows: Rows, x0: Joint, data: Joint | None) -> Tensor:
-    """How far apart samples lie, over how far apart the data do: 1 is right, 0 is a student that draws one thing.
-
-    The root of the ratio of variances over the rows; without data the latents' own unit variance stands for theirs.
-    """
-    ours, theirs = [], []
-    for s, x in x0.items():
-        chosen = rows.sampled[modality_of(s)].to(x.device)
-        if int(chosen.sum()) > 1:
-            ours.append(x.detach()[chosen].var(0).sum())
-            theirs.append(data[s][chosen].var(0).sum() if data is not None else torch.tensor(float(x[0].numel())))
-    if not ours:
-        return torch.ones(())
-    return (torch.stack(ours).sum() / torch.stack(theirs).sum().to(ours[0])).sqrt()
 
 
 def _device(joint: Mapping[str, Tensor]) -> torch.device:

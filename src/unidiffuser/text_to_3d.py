@@ -201,7 +201,6 @@ class _Studio:
         g = generator(self.settings.training.seed, "sculpting", step)
         x0, data = self._views(both.field, g), self._data(g)
         own, figures = self.teaching.student_loss(both.critic, self.rows, x0, data, g)
-        del figures["spread"]  # of sides of one object, it says nothing
         total = own
         if both.critic is not None:
             loss, more = self.teaching.critic_loss(both.critic, self.rows, x0, data, g)

@@ -13,6 +13,7 @@ from unidiffuser.cli.terminal import Terminal
 if TYPE_CHECKING:
     from unidiffuser.datasets import Pairs
     from unidiffuser.distill import Distillation
+    from unidiffuser.instruct import Method
     from unidiffuser.pipeline import UniDiffuser
 
 
@@ -24,6 +25,11 @@ def distill(args: argparse.Namespace, terminal: Terminal) -> int:
 
     teacher = UniDiffuser.from_pretrained(args.model)
     settings = settings_of(args, teacher)
+    if settings.method.matched:
+        terminal.say(
+            "the objective of the expanded form with all of its terms, by parts: the weight of the noise levels is "
+            "matched, and no sample is divided by mean |x0 - T|"
+        )
     pairs, data = pairs_of(args, teacher)
     with bar(terminal, True) as progress:
         carry_out(teacher, settings, Path(args.run), pairs=pairs, data=data, device=args.device, progress=progress)
@@ -44,11 +50,7 @@ def settings_of(args: argparse.Namespace, teacher: "UniDiffuser") -> "Distillati
             known = f"there are {', '.join(METHODS)}{flags.guess(args.method, METHODS)}"
             raise ValueError(f"there is no method {args.method!r}; {known}")
         settings = replace(settings, method=METHODS[args.method])
-    said = {name: getattr(args, name) for name in ("divergence", "estimator", "weight")}
-    said["ratio_gradient"] = False if args.detach_ratio else None
-    if args.no_adversarial:
-        said["adversarial"] = 0.0
-    settings = replace(settings, method=replace(settings.method, **_given(said)))
+    settings = replace(settings, method=_method(args, settings.method))
     training = {name: getattr(args, name) for name in ("batch", "lr", "seed", "save_every")}
     settings = replace(settings, training=replace(settings.training, **_given(training)))
     scale = flags.guidance(args)
@@ -57,6 +59,28 @@ def settings_of(args: argparse.Namespace, teacher: "UniDiffuser") -> "Distillati
         settings = replace(settings, guidance=guidance)
     own = {name: getattr(args, name) for name in ("begin", "warmup", "preview_every", "workers")}
     return replace(settings, **_given(own))
+
+
+def _method(args: argparse.Namespace, method: "Method") -> "Method":
+    """A row of the methods with what the flags change.
+
+    Raises:
+        ValueError: what is no method, or a flag that the form of the gradient knows nothing of.
+    """
+    from unidiffuser.instruct import by_parts
+
+    said = {name: getattr(args, name) for name in ("divergence", "weight")}
+    if args.no_adversarial:
+        said["adversarial"] = 0.0
+    method = replace(method, **_given(said))
+    method = (
+        by_parts(method)
+        if args.estimator == "integral"
+        else replace(method, estimator=args.estimator or method.estimator)
+    )
+    if args.detach_ratio and method.estimator == "integral":
+        raise ValueError("the integral form has no gradient of the ratio to leave out; drop --detach-ratio")
+    return replace(method, ratio_gradient=method.ratio_gradient and not args.detach_ratio)
 
 
 def _given(values: Mapping[str, Any]) -> dict[str, Any]:
@@ -149,14 +173,14 @@ def distill_flags(parser: Parser) -> None:
     parser.flag("--run", required=True, metavar="FOLDER", help="checkpoints, metrics, in the end the student: final/")
     parser.flag("--method", metavar="NAME", help="uni-instruct (default), sim, sid, sida, dmd, f-distill, ...")
     parser.flag("--divergence", metavar="NAME", help="forward-kl (default), ...; an unknown name lists them")
-    parser.flag("--estimator", help="expanded or integral: the form of the gradient")
+    parser.flag("--estimator", help="expanded or integral: the form of the gradient, of one and the same objective")
     parser.flag("--weight", help="of the noise levels; an unknown name lists them")
     parser.flag("--detach-ratio", action="store_true", help="leave out the gradient of the ratio weight, to compare")
     parser.flag("--no-adversarial", action="store_true", help="leave out the adversarial term")
     parser.flag("--data", metavar="DATA", help="a recipe's name or a folder (default: what the teacher was trained on)")
     scale = {"action": "append", "default": [], "metavar": "[NAME=]S"}
     parser.flag(
-        "--guidance", **scale, help="guidance of the teacher, which the student learns (default: the teacher's)"
+        "--guidance", **scale, help="of the teacher, which the student learns (default: 0 if a ratio is, else its own)"
     )
     parser.flag("--g", **scale, help="the same in the convention g = s + 1, 1 = off")
     parser.flag("--begin", type=float, metavar="T", help="timestep of the student's input, up to 1 (default: 0.7)")
