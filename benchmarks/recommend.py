@@ -94,6 +94,9 @@ def epochs(count: int, steps: int) -> dict[str, Any]:
     return row | {"exact ratio": row["published"] / row["exact"], "our ratio": row["published"] / row["ours"]}
 
 
+LISTS = (20, 75, 150, 300, 500, 1000)
+WORLDS = ((1000, 1500), (4000, 10_000))
+"""Users and items of the worlds that a shortlist is measured on."""
 TOP = {
     "popularity": ("popularity", {}, ""),
     "mf": ("mf", {}, ""),
@@ -102,9 +105,8 @@ TOP = {
     "masked": ("masked", {}, "ws"),
     "diffusion, one call": ("diffusion", {}, "ws"),
     "uditsr without generator": ("uditsr", {"generator": False}, "ws"),
-    "uditsr, dot": ("uditsr", {}, "s"),
-    "uditsr, dot, shortlist of 500": ("uditsr", {"shortlist": 500}, "w"),
-    "uditsr, dot, every candidate": ("uditsr", {}, "w-"),
+    "uditsr, dot": ("uditsr", {}, "ws"),
+    "uditsr, dot, every candidate": ("uditsr", {"shortlist": 0}, "w-"),
     "uditsr, MLP, every candidate": ("uditsr", {"head": "mlp"}, "ws-"),
 }
 """Row -> kind, settings, and what is asked: w without, s with a query; "-": no product, so few users are enough."""
@@ -143,18 +145,18 @@ def top_speeds(items: int, rows: str = "", users: int = 2000, dim: int = 64, k: 
     return found
 
 
-def shortlist_quality(users: int = 1000, items: int = 1500, k: int = 10) -> dict[int, float]:
+def shortlist_quality(users: int, items: int, epochs: int = 15, k: int = 10) -> dict[int, float]:
     """Length of UDITSR's shortlist -> the share of the exact best k in it, after a short training on a world."""
     config = WorldConfig(users=users, items=items, events=EVENTS_EACH)
     with tempfile.TemporaryDirectory() as folder:
         write_world(config, Path(folder) / "world")
         run = Path(folder) / "run"
-        carry_out(Path(folder) / "world", Plan.of("uditsr", dim=32, epochs=15), run)
+        carry_out(Path(folder) / "world", Plan.of("uditsr", dim=32, epochs=epochs), run)
         rows = torch.arange(200)
         asked = torch.zeros(len(rows), 1, dtype=torch.int64)
-        best, _ = Recommender.load(run).top(rows, asked, k)
+        best, _ = Recommender.load(run, shortlist=0).top(rows, asked, k)
         found = {}
-        for count in (20, 75, 150, 300):
+        for count in LISTS:
             near, _ = Recommender.load(run, shortlist=count).top(rows, asked, k)
             found[count] = float((near[:, :, None] == best[:, None, :]).any(1).double().mean())
     return found
@@ -197,9 +199,11 @@ def tell_top(items: int, rows: str) -> dict[str, Any]:
     print(f"top 10 of {items} items, users a second, {torch.get_num_threads()} threads")
     for name, speed in report["users a second"].items():
         print(f"{speed:>10.0f}  {name}", flush=True)
-    report["shortlist"] = shortlist_quality()
-    shares = ", ".join(f"{share:.3f} in {count}" for count, share in report["shortlist"].items())
-    print(f"share of the exact best 10 of 1500 items that is in UDITSR's shortlist: {shares}")
+    report["shortlist"] = {}
+    for users, count in WORLDS:
+        report["shortlist"][count] = found = shortlist_quality(users, count)
+        shares = ", ".join(f"{share:.3f} in {length}" for length, share in found.items())
+        print(f"share of the exact best 10 of {count} items that is in UDITSR's shortlist: {shares}", flush=True)
     return report
 
 
