@@ -1,6 +1,6 @@
 """UDITSR's epoch beside the published formulation, how both grow, top-k of many users, and the memory of tables.
 
-    python benchmarks/recommend.py [--only epochs | top] [--sizes 5000 10000 20000 40000] [--rows uditsr] [--json FILE]
+    python benchmarks/recommend.py [--only epochs | top | memory] [--sizes 5000 10000 20000 40000] [--rows uditsr] [--json FILE]
 
 The three columns are one model with the published settings (100 numbers a vector, batches of 256, the MLP head), on one
 world, with the same batches and the same AdamW:
@@ -11,11 +11,13 @@ world, with the same batches and the same AdamW:
 
 An epoch is the time of its median step, over `--steps` of them, times its steps, plus what is made once. The ratios are
 of one run on one machine; the loss of the first step is compared as well, so that it is the same work. Top-k is the
-call that answers users, `Recommender.top`, on tables of random numbers.
+call that answers users, `Recommender.top`, on tables of random numbers. Memory is counted, and with `--only memory` what
+the process holds at most in three steps of LightGCN is measured beside the count.
 """
 
 import argparse
 import json
+import resource
 import statistics
 import sys
 import tempfile
@@ -31,7 +33,7 @@ from torch import Tensor
 
 from unidiffuser.recommend.batches import Batches
 from unidiffuser.recommend.events import Events, Index, Names, Sizes
-from unidiffuser.recommend.models import configure, find
+from unidiffuser.recommend.models import Batch, configure, find
 from unidiffuser.recommend.models.uditsr import UDITSR, UDITSRConfig
 from unidiffuser.recommend.recommender import Recommender
 from unidiffuser.recommend.store import Saved
@@ -94,6 +96,9 @@ def epochs(count: int, steps: int) -> dict[str, Any]:
     return row | {"exact ratio": row["published"] / row["exact"], "our ratio": row["published"] / row["ours"]}
 
 
+LISTS = (20, 75, 150, 300, 500, 1000)
+WORLDS = ((1000, 1500), (4000, 10_000))
+"""Users and items of the worlds that a shortlist is measured on."""
 TOP = {
     "popularity": ("popularity", {}, ""),
     "mf": ("mf", {}, ""),
@@ -102,9 +107,8 @@ TOP = {
     "masked": ("masked", {}, "ws"),
     "diffusion, one call": ("diffusion", {}, "ws"),
     "uditsr without generator": ("uditsr", {"generator": False}, "ws"),
-    "uditsr, dot": ("uditsr", {}, "s"),
-    "uditsr, dot, shortlist of 500": ("uditsr", {"shortlist": 500}, "w"),
-    "uditsr, dot, every candidate": ("uditsr", {}, "w-"),
+    "uditsr, dot": ("uditsr", {}, "ws"),
+    "uditsr, dot, every candidate": ("uditsr", {"shortlist": 0}, "w-"),
     "uditsr, MLP, every candidate": ("uditsr", {"head": "mlp"}, "ws-"),
 }
 """Row -> kind, settings, and what is asked: w without, s with a query; "-": no product, so few users are enough."""
@@ -143,18 +147,18 @@ def top_speeds(items: int, rows: str = "", users: int = 2000, dim: int = 64, k: 
     return found
 
 
-def shortlist_quality(users: int = 1000, items: int = 1500, k: int = 10) -> dict[int, float]:
+def shortlist_quality(users: int, items: int, epochs: int = 15, k: int = 10) -> dict[int, float]:
     """Length of UDITSR's shortlist -> the share of the exact best k in it, after a short training on a world."""
     config = WorldConfig(users=users, items=items, events=EVENTS_EACH)
     with tempfile.TemporaryDirectory() as folder:
         write_world(config, Path(folder) / "world")
         run = Path(folder) / "run"
-        carry_out(Path(folder) / "world", Plan.of("uditsr", dim=32, epochs=15), run)
+        carry_out(Path(folder) / "world", Plan.of("uditsr", dim=32, epochs=epochs), run)
         rows = torch.arange(200)
         asked = torch.zeros(len(rows), 1, dtype=torch.int64)
-        best, _ = Recommender.load(run).top(rows, asked, k)
+        best, _ = Recommender.load(run, shortlist=0).top(rows, asked, k)
         found = {}
-        for count in (20, 75, 150, 300):
+        for count in LISTS:
             near, _ = Recommender.load(run, shortlist=count).top(rows, asked, k)
             found[count] = float((near[:, :, None] == best[:, None, :]).any(1).double().mean())
     return found
@@ -167,10 +171,53 @@ def growth(rows: list[dict[str, Any]], name: str) -> float:
     return float(ratio[0] / ratio[1])
 
 
-def memory(users: int, items: int, words: int, dim: int) -> dict[str, float]:
-    """Gigabytes of a product model in training: weights, average, two moments and gradients; and when it is asked."""
-    table = (users + items + words) * dim * 4 / 1e9
-    return {"training": 5 * table, "asked": 2 * table, "a list of 1,000 users": 1000 * items * 4 / 1e9}
+def memory(users: int, items: int, words: int, dim: int, events: int, layers: int) -> dict[str, float]:
+    """Gigabytes, counted.
+
+    Five tables of every vector in training: weights, average, two moments, gradients. LightGCN adds a table of users and
+    items for each layer and one for their mean, as if all were held at once, and its links, by rows and by columns: a
+    number and two of eight bytes an event. When it is asked: the weights and what is ready.
+    """
+    table, nodes = (users + items + words) * dim * 4 / 1e9, (users + items) * dim * 4 / 1e9
+    found = {"training": 5 * table, "propagation": (layers + 1) * nodes, "links": 2 * 12 * events / 1e9}
+    found["training of LightGCN"] = sum(found.values())
+    return found | {"asked": 2 * table, "a list of 1,000 users": 1000 * items * 4 / 1e9}
+
+
+def measured_memory(users: int, items: int, dim: int, events: int, layers: int) -> float:
+    """Gigabytes that three steps of LightGCN with its average add at most to what this process held at any time."""
+    g = torch.Generator().manual_seed(0)
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    who, what = (torch.randint(n, (events,), generator=g) for n in (users, items))
+    seen = Events(who, what, torch.zeros(events, 1, dtype=torch.int64))
+    config = configure("lightgcn", {"dim": dim, "layers": layers})
+    model = find("lightgcn")(config, Sizes(users=users, items=items, words=1), seen)
+    average = [p.detach().clone() for p in model.parameters()]
+    optimiser = torch.optim.AdamW(model.parameters(), fused=True)
+    for _ in range(3):
+        rows = torch.randint(events, (2048,), generator=g)
+        batch = Batch(seen[rows], torch.randint(items, (2048,), generator=g), rows, g)
+        model.loss(batch, 0)[0].backward()
+        optimiser.step()
+        for mean, p in zip(average, model.parameters(), strict=True):
+            mean.lerp_(p.detach(), 0.05)
+        optimiser.zero_grad()
+    return (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) * 1024 / 1e9
+
+
+def tell_memory(measure: bool) -> dict[str, Any]:
+    """Print the count for a million users and items, and the measurement of a quarter of it beside its own count."""
+    names = ("users", "items", "words", "dim", "events", "layers")
+    whole = dict(zip(names, (1_000_000, 1_000_000, 100_000, 64, 8_000_000, 3), strict=True))
+    report: dict[str, Any] = {"counted": memory(**whole)}
+    print("a million users and items, 8 million events, 64 numbers each, 3 layers, in gigabytes (counted): ", end="")
+    print(", ".join(f"{what} {size:.1f}" for what, size in report["counted"].items()))
+    if measure:
+        part = {"users": 250_000, "items": 250_000, "dim": 64, "events": 2_000_000, "layers": 3}
+        report["quarter, counted"] = counted = memory(words=1, **part)["training of LightGCN"]
+        report["quarter, measured"] = found = measured_memory(**part)
+        print(f"a quarter of it, without words: {counted:.2f} counted, {found:.2f} measured at most in three steps")
+    return report
 
 
 def tell_epochs(sizes: list[int], steps: int) -> dict[str, Any]:
@@ -197,9 +244,11 @@ def tell_top(items: int, rows: str) -> dict[str, Any]:
     print(f"top 10 of {items} items, users a second, {torch.get_num_threads()} threads")
     for name, speed in report["users a second"].items():
         print(f"{speed:>10.0f}  {name}", flush=True)
-    report["shortlist"] = shortlist_quality()
-    shares = ", ".join(f"{share:.3f} in {count}" for count, share in report["shortlist"].items())
-    print(f"share of the exact best 10 of 1500 items that is in UDITSR's shortlist: {shares}")
+    report["shortlist"] = {}
+    for users, count in WORLDS:
+        report["shortlist"][count] = found = shortlist_quality(users, count)
+        shares = ", ".join(f"{share:.3f} in {length}" for length, share in found.items())
+        print(f"share of the exact best 10 of {count} items that is in UDITSR's shortlist: {shares}", flush=True)
     return report
 
 
@@ -211,18 +260,16 @@ def main() -> int:
     parser.add_argument("--items", type=int, default=40_000, help="items of the top-k")
     parser.add_argument("--json", type=Path, help="write the figures here as well")
     parser.add_argument("--rows", default="", help="only rows of the top-k whose name begins so")
-    parser.add_argument("--only", choices=("epochs", "top"), help="one part alone")
+    parser.add_argument("--only", choices=("epochs", "top", "memory"), help="one part alone")
     args = parser.parse_args()
     if args.steps < 1 or min(args.sizes) < 2000 or args.items < 1000:
         parser.error("--steps is 1 or more, --sizes 2000 or more each, --items 1000 or more")
     report: dict[str, Any] = {}
-    if args.only != "top":
+    if args.only in (None, "epochs"):
         report |= tell_epochs(args.sizes, args.steps)
-    if args.only != "epochs":
+    if args.only in (None, "top"):
         report |= tell_top(args.items, args.rows)
-    report["gigabytes"] = memory(1_000_000, 1_000_000, 100_000, 64)
-    print("a million users and items, 64 numbers each, in gigabytes (computed): ", end="")
-    print(", ".join(f"{what} {size:.1f}" for what, size in report["gigabytes"].items()))
+    report["gigabytes"] = tell_memory(args.only == "memory")
     if args.json:
         args.json.write_text(json.dumps(report, indent=1) + "\n")
     return 0

@@ -43,6 +43,7 @@ ROWS: dict[str, Row] = {
     "LightGCN": ("lightgcn", {}, {}),
     "LightGCN, query": ("lightgcn-query", {}, {}),
     "UDITSR": ("uditsr", {}, {}),
+    "UDITSR, offsets every step": ("uditsr", {"refresh": "step"}, {}),
     "UDITSR, MLP head": ("uditsr-mlp", {}, {}),
     "UDITSR, published": ("uditsr-published", {}, {}),
     "UDITSR, no generator": ("uditsr", {"generator": False}, {}),

@@ -78,6 +78,33 @@ def test_every_small_list_agrees_with_the_mean_over_all_orders_of_its_ties() -> 
                     assert found[name] == pytest.approx(value, abs=1e-9, nan_ok=True), (name, scores, relevant)
 
 
+def test_lists_agree_with_torchmetrics() -> None:
+    """All four metrics where nothing is tied, and NDCG, which is a mean over the tied there too, where something is."""
+    pytest.importorskip("torchmetrics", reason="torchmetrics is not installed")
+    from torchmetrics.functional import retrieval
+
+    theirs = {
+        "hit": retrieval.retrieval_hit_rate,
+        "recall": retrieval.retrieval_recall,
+        "ndcg": retrieval.retrieval_normalized_dcg,
+    }
+    g = torch.Generator().manual_seed(5)
+    for size in (3, 8, 40, 40, 40):
+        for levels in (0, 4):
+            scores = torch.randint(levels, (size,), generator=g) if levels else torch.randperm(size, generator=g)
+            relevant = torch.rand(size, generator=g) < 0.2
+            relevant[int(torch.randint(size, (1,), generator=g))] = True
+            found = ranking.metrics(ranking.ranks(scores.float()[None], relevant[None]), CUTS)
+            for k in CUTS:
+                for name, other in theirs.items():
+                    if name == "ndcg" or not levels:
+                        expected = float(other(scores.float(), relevant, top_k=min(k, size)))
+                        assert float(found[f"{name}@{k}"]) == pytest.approx(expected, abs=1e-6), (name, k, size)
+            if not levels:
+                expected = float(retrieval.retrieval_reciprocal_rank(scores.float(), relevant))
+                assert float(found["mrr"]) == pytest.approx(expected, abs=1e-6)
+
+
 def test_a_constant_score_is_worth_a_random_order_wherever_the_answer_stands() -> None:
     first, last = (measured([1.0] * 10, row) for row in ([1] + [0] * 9, [0] * 9 + [1]))
     assert first == last

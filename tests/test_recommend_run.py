@@ -10,13 +10,15 @@ from typing import Any
 
 import pytest
 import torch
-from recommend_worlds import QUICK, TINY
+from recommend_worlds import QUICK, TINY, world_data
 
 from unidiffuser.checkpoints import ModelError
 from unidiffuser.cli import main
+from unidiffuser.recommend.batches import Batches
+from unidiffuser.recommend.models.uditsr import UDITSR
 from unidiffuser.recommend.recommender import Recommender
 from unidiffuser.recommend.store import read_interactions
-from unidiffuser.recommend.training import Plan, train
+from unidiffuser.recommend.training import Plan, fit_model, train
 from unidiffuser.recommend.truth import write_world
 
 
@@ -145,6 +147,27 @@ def test_so_does_one_with_weights_that_never_had_a_gradient(tmp_path: Path) -> N
     train(tmp_path / "a.txt", plan, tmp_path / "a")
     stopped_and_gone_on(tmp_path / "a.txt", plan, tmp_path / "b")
     assert weights(tmp_path / "a") == weights(tmp_path / "b")
+
+
+def test_the_published_recipe_is_plain_adamw_at_one_rate(tmp_path: Path) -> None:
+    data, _ = world_data(TINY, tmp_path / "world")
+    plan = Plan.of("uditsr-published", dim=8, epochs=3, batch=64, lr=1e-3, patience=0)
+    found = fit_model(data, plan, tmp_path / "training")
+    torch.manual_seed(0)
+    model = UDITSR(found.config, data.sizes, data.train)
+    batches = Batches(data.train, data.sizes.items, 64, 0)
+    decays = [(True, 1e-5), (False, 0.0)]
+    groups = [
+        {"params": [p for p in model.parameters() if (p.ndim > 1) == matrix], "weight_decay": decay}
+        for matrix, decay in decays
+    ]
+    optimiser = torch.optim.AdamW(groups, lr=1e-3)
+    for step in range(3 * batches.per_epoch):
+        optimiser.zero_grad()
+        model.loss(*batches(step))[0].backward()
+        optimiser.step()
+    for name in ("user", "item", "word"):
+        torch.testing.assert_close(getattr(found, name), getattr(model, name).detach(), atol=1e-4, rtol=0)
 
 
 def test_a_run_can_be_measured_and_asked_wherever_its_table_has_gone(world: Path, run: Path, tmp_path: Path) -> None:

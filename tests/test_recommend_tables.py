@@ -101,6 +101,14 @@ def test_kuaisars_two_tables(tmp_path: Path) -> None:
     assert table.counts["searches without a word, read as recommendations"] == 1
 
 
+def test_clicks_that_are_no_number_are_called_clicks(tmp_path: Path) -> None:
+    write(tmp_path / "src_inter.csv", "user_id,keyword,item_id,click_cnt,search_session_timestamp")
+    for line, said in (("1,5,often,3", "clicks must be a number.*'often'"), ("1,5,1,noon", "a time must be.*'noon'")):
+        write(tmp_path / "rec_inter.csv", "user_id,item_id,click,timestamp", line)
+        with pytest.raises(ValueError, match=said):
+            read_table(tmp_path)
+
+
 def test_what_is_dropped_is_counted(tmp_path: Path) -> None:
     long = "x" * 201
     words = " ".join(f"w{k}" for k in range(12))

@@ -1,11 +1,13 @@
 """The best items of many users at once: in parts, by a product, and by a shortlist."""
 
+import json
 from pathlib import Path
 
 import pytest
 import torch
 from recommend_worlds import TINY
 
+from unidiffuser.cli import main
 from unidiffuser.recommend import recommender
 from unidiffuser.recommend.recommender import Recommender
 from unidiffuser.recommend.training import Plan, train
@@ -60,5 +62,23 @@ def test_a_shortlist_has_exact_scores_nothing_that_was_had_and_most_of_the_best(
 
 def test_a_shortlist_changes_only_how_it_is_asked(run: Path) -> None:
     assert Recommender.load(run, shortlist=12).search("3", ["1"], 5) == Recommender.load(run).search("3", ["1"], 5)
-    with pytest.raises(ValueError, match="shortlist is 0"):
-        Recommender.load(run, shortlist=-1)
+    with pytest.raises(ValueError, match="shortlist is -1"):
+        Recommender.load(run, shortlist=-2)
+
+
+def test_an_answer_says_whether_it_is_of_a_shortlist(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for settings, expected in (([], 0), (["--set", "shortlist=12"], 12)):
+        assert main(["recommend", "top", "--run", str(run), "--user", "3", "--json", *settings]) == 0
+        out, err = capsys.readouterr()
+        assert json.loads(out)["shortlist"] == expected
+        assert ("shortlist=0 compares all" in err) == bool(expected)
+
+
+def test_a_query_of_nobody_in_particular(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["recommend", "top", "--run", str(run), "--query", "1", "-k", "4", "--json"]) == 0
+    out, err = capsys.readouterr()
+    found = json.loads(out)
+    assert found["user"] is None and "never seen" not in err
+    assert tuple(row["item"] for row in found["items"]) == Recommender.load(run).search(None, ["1"], 4).labels
+    assert main(["recommend", "top", "--run", str(run)]) == 2
+    assert "give --user ID, --query WORDS, or both" in capsys.readouterr().err

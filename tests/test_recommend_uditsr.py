@@ -12,7 +12,7 @@ from torch import Tensor
 
 from unidiffuser.recommend.events import Events, Sizes
 from unidiffuser.recommend.graph import most_frequent, without_own
-from unidiffuser.recommend.models import Batch
+from unidiffuser.recommend.models import Batch, uditsr
 from unidiffuser.recommend.models.translation import Translation
 from unidiffuser.recommend.models.uditsr import UDITSR, UDITSRConfig
 
@@ -208,6 +208,48 @@ def test_scores_are_those_that_training_compares(head: str, generator: bool) -> 
     torch.testing.assert_close(model.scores(users, words, some), table.gather(1, some))
 
 
+@pytest.mark.parametrize("head", ["dot", "mlp"])
+def test_pairs_are_asked_in_parts_of_users_and_of_items(head: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = double_model(some_events(), head=head, refresh="step")
+    model.ready()
+    users, words = torch.arange(SIZES.users), torch.tensor([[0], [2], [0]]).repeat(3, 1)
+    whole, sizes = model.scores(users, words), list[int]()
+    model.generate.register_forward_pre_hook(lambda _, given: sizes.append(len(given[1])))
+    monkeypatch.setattr(uditsr, "ASKED", 5)  # less than one user's row of 7
+    torch.testing.assert_close(model.scores(users, words), whole)
+    assert sizes and max(sizes) <= 5
+
+
+def test_the_likeness_is_exact_where_a_demand_is_the_sum_of_the_users_and_the_items() -> None:
+    model = double_model(some_events(), refresh="step")
+    model.generate.rest = torch.nn.Linear(10, 5).double()  # type: ignore[assignment]
+    with torch.no_grad():
+        model.generate.ask.weight.zero_()  # all users attend alike
+    model.ready()
+    users, words = torch.arange(-1, SIZES.users), torch.tensor([[0], [2]]).repeat(5, 1)
+    torch.testing.assert_close(model.coarse(users, words), model.scores(users, words))
+
+
+def test_many_items_have_a_shortlist_unless_the_model_is_told_otherwise(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(uditsr, "MANY", 6)
+    monkeypatch.setattr(uditsr, "SHORT", 3)
+    quiet, search = torch.zeros(2, 1, dtype=torch.int64), torch.ones(2, 1, dtype=torch.int64)
+    for settings, expected in (
+        ({}, 3),
+        ({"shortlist": 0}, 0),
+        ({"shortlist": 4}, 4),
+        ({"head": "mlp"}, 0),
+        ({"generator": False}, 0),
+    ):
+        model = double_model(some_events(), **settings)  # type: ignore[arg-type]
+        model.ready()
+        assert (model.shortlist(quiet), model.shortlist(search)) == (expected, 0), settings
+    monkeypatch.setattr(uditsr, "MANY", 7)
+    model = double_model(some_events())
+    model.ready()
+    assert model.shortlist(quiet) == 0
+
+
 @pytest.mark.parametrize(
     "settings",
     [
@@ -216,7 +258,7 @@ def test_scores_are_those_that_training_compares(head: str, generator: bool) -> 
         {"supervision": -1.0},
         {"refresh": "never"},
         {"layers": -1},
-        {"shortlist": -1},
+        {"shortlist": -2},
         {"shortlist": 5, "head": "mlp"},
     ],
 )

@@ -58,6 +58,26 @@ def run(
     }
 
 
+def test_without_clipping_the_loop_is_plain_adamw(tmp_path: Path) -> None:
+    settings = replace(SETTINGS, warmup=0, cooldown=0.0, clip=0.0, weight_decay=0.0, ema=0.0, betas=(0.9, 0.999))
+
+    def loud(model: Small) -> Callable[[int], tuple[Tensor, Mapping[str, Tensor]]]:
+        loss_of = loss_for(model)
+        return lambda step: (loss_of(step)[0] * 10.0 ** (step % 3), {})
+
+    model, plain, clipped = Small(), Small(), Small()
+    fit(model, loud(model), settings, tmp_path / "off")
+    fit(clipped, loud(clipped), replace(settings, clip=1.0), tmp_path / "on")
+    optimiser, loss_of = torch.optim.AdamW(plain.parameters(), lr=settings.lr, weight_decay=0.0), loud(plain)
+    for step in range(settings.steps):
+        optimiser.zero_grad()
+        loss_of(step)[0].backward()
+        optimiser.step()
+    for ours, theirs in zip(model.parameters(), plain.parameters(), strict=True):
+        torch.testing.assert_close(ours, theirs, atol=1e-6, rtol=1e-5)
+    assert float((clipped.head.weight - plain.head.weight).detach().abs().max()) > 1e-4
+
+
 def stop_at(stop: int, how: Callable[[], Any]) -> Callable[[int], None]:
     return lambda step: how() if step == stop else None
 

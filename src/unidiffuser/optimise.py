@@ -169,7 +169,7 @@ class _Run:
             for name, x in its_parts.items():
                 parts[name] = parts.get(name, 0.0) + float(x) / count
         weights = [p for p in self.model.parameters() if p.grad is not None]
-        norm = float(full(nn.utils.clip_grad_norm_(weights, self.settings.clip)))
+        norm = float(full(nn.utils.clip_grad_norm_(weights, self.settings.clip or math.inf)))
         self._count(math.isfinite(norm))
         if not self.bad:
             self.optimisers.step(rate(self.step, self.settings))

@@ -14,7 +14,7 @@ from itertools import groupby
 from typing import Any
 
 from unidiffuser import __version__
-from unidiffuser.cli import data, flags, recommend
+from unidiffuser.cli import asking, data, flags, recommend
 from unidiffuser.cli import distill as one_step
 from unidiffuser.cli import train as training
 from unidiffuser.cli.convert import convert, convert_flags
@@ -227,6 +227,7 @@ VERBS: dict[str, tuple[Verb, Callable[[Parser], None] | None, bool]] = {
     "convert": (convert, convert_flags, False),
     "doctor": (doctor, None, False),
     **recommend.VERBS,
+    **asking.VERBS,
 }
 """Verb, of one word or two -> what it does, the flags of its own, whether it takes a model."""
 

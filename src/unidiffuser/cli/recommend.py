@@ -1,8 +1,8 @@
-"""The verbs of search and recommendation: make-world, train, evaluate, top, suggest, convert. No maths.
+"""The verbs of search and recommendation that make things: make-world, train, evaluate, convert. No maths.
 
 unidiffuser recommend make-world --users 3000 --items 1500 --events 8 --seed 0 --out world/
 unidiffuser recommend train --data world/ --model uditsr --run runs/u
-unidiffuser recommend top --run runs/u --user 17 --query "3 14" -k 10 --json
+unidiffuser recommend evaluate --run runs/u --json
 """
 
 import argparse
@@ -31,7 +31,7 @@ def make_world(args: argparse.Namespace, terminal: Terminal) -> int:
 
     sizes = {"users": args.users, "items": args.items, "events": args.events, "seed": args.seed}
     sizes = {name: value for name, value in sizes.items() if value is not None}
-    config = with_settings(WorldConfig(), {**_settings(args.set), **sizes}, "a world")
+    config = with_settings(WorldConfig(), {**settings_of(args.set), **sizes}, "a world")
     folder = Path(args.out)
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())) and not args.force:
         raise ValueError(f"{folder} is there already; use --force to write into it, or another --out")
@@ -51,7 +51,7 @@ def train(args: argparse.Namespace, terminal: Terminal) -> int:
     from unidiffuser.recommend.training import train as carry_out
 
     protocol = Protocol(seed=args.split_seed, negatives=args.negatives)
-    changes = _settings(args.set)
+    changes = settings_of(args.set)
     if args.epochs is not None:
         changes["epochs"] = args.epochs
     plan = Plan.of(args.model, seed=args.seed, protocol=protocol, **changes)
@@ -83,7 +83,7 @@ def evaluate(args: argparse.Namespace, terminal: Terminal) -> int:
     from unidiffuser.recommend.truth import read_truth
 
     run = Path(args.run)
-    model, data = Recommender.load(run, **_settings(args.set)), read_interactions(run / "data")
+    model, data = Recommender.load(run, **settings_of(args.set)), read_interactions(run / "data")
     scorers: dict[str, Scorer] = {"model": model.model}
     truth = read_truth(run / "world", data.names)
     if truth is not None:
@@ -96,46 +96,6 @@ def evaluate(args: argparse.Namespace, terminal: Terminal) -> int:
                 answer[name]["demand"] = truth.demand_accuracy(scorer, data.part(args.part))
     answer["counts"] = dict(data.counts)
     terminal.answer(answer, list(_table(answer, list(scorers))))
-    return 0
-
-
-def top(args: argparse.Namespace, terminal: Terminal) -> int:
-    """Name the best items for a user, or for a user and a query."""
-    from unidiffuser.recommend.recommender import Recommender
-
-    model = Recommender.load(args.run, **_settings(args.set))
-    words = (args.query or "").split()
-    answer = model.search(args.user, words, args.k, again=args.again)
-    if not answer.known_user:
-        terminal.say(f"user {args.user!r} was never seen: this is the list of the average user")
-    if answer.unknown_words:
-        terminal.say(f"never seen and left out: {', '.join(answer.unknown_words)}")
-    if words and not answer.query:
-        terminal.say("no word of the query is known: this is a recommendation")
-    items = [
-        {"rank": rank, "item": item, "score": score}
-        for rank, (item, score) in enumerate(zip(answer.labels, answer.scores, strict=True), 1)
-    ]
-    found = {
-        "user": args.user,
-        "known_user": answer.known_user,
-        "query": list(answer.query),
-        "unknown_words": list(answer.unknown_words),
-        "items": items,
-    }
-    terminal.answer(found, [f"{row['rank']}\t{row['item']}\t{row['score']:.4f}" for row in items])
-    return 0
-
-
-def suggest(args: argparse.Namespace, terminal: Terminal) -> int:
-    """Name the words that a user is most likely to search for."""
-    from unidiffuser.recommend.recommender import Recommender
-
-    answer = Recommender.load(args.run).suggest(args.user, args.k)
-    if not answer.known_user:
-        terminal.say(f"user {args.user!r} was never seen: these are the words of the average user")
-    words = [{"word": word, "score": score} for word, score in zip(answer.labels, answer.scores, strict=True)]
-    terminal.answer({"user": args.user, "known_user": answer.known_user, "words": words}, list(answer.labels))
     return 0
 
 
@@ -181,26 +141,9 @@ def train_flags(parser: Parser) -> None:
 
 def evaluate_flags(parser: Parser) -> None:
     """The flags of evaluate."""
-    _add_run(parser)
+    add_run(parser)
     parser.flag("--part", default="test", help="what to measure on: train, valid or test (default: test)")
-    _add_asked(parser)
-
-
-def top_flags(parser: Parser) -> None:
-    """The flags of top."""
-    _add_run(parser)
-    parser.flag("--user", required=True, metavar="ID", help="for whom")
-    parser.flag("--query", metavar="WORDS", help="what they search for, words separated by blanks")
-    parser.flag("-k", type=flags.whole, default=10, metavar="N", help="how many (default: 10)")
-    parser.flag("--again", action="store_true", help="name also what the user has had")
-    _add_asked(parser)
-
-
-def suggest_flags(parser: Parser) -> None:
-    """The flags of suggest."""
-    _add_run(parser)
-    parser.flag("--user", required=True, metavar="ID", help="for whom")
-    parser.flag("-k", type=flags.whole, default=10, metavar="N", help="how many (default: 10)")
+    add_asked(parser)
 
 
 def convert_flags(parser: Parser) -> None:
@@ -210,19 +153,21 @@ def convert_flags(parser: Parser) -> None:
     parser.flag("--force", action="store_true", help="write into a folder that is there")
 
 
-def _add_run(parser: Parser) -> None:
+def add_run(parser: Parser) -> None:
+    """The flag of a run that answers."""
     parser.flag("--run", required=True, metavar="FOLDER", help="a run that was trained")
 
 
-def _add_asked(parser: Parser) -> None:
-    _add_set(parser, "how the model is asked, such as samples=16 of a diffusion or shortlist=500 of uditsr")
+def add_asked(parser: Parser) -> None:
+    """The flag of settings that may change after training."""
+    _add_set(parser, "how the model is asked, such as samples=16 of a diffusion or shortlist=0 of uditsr")
 
 
 def _add_set(parser: Parser, what: str) -> None:
     parser.flag("--set", metavar="NAME=VALUE", type=flags.pair, action="append", default=[], help=what)
 
 
-def _settings(pairs: Sequence[tuple[str, str]]) -> dict[str, Any]:
+def settings_of(pairs: Sequence[tuple[str, str]]) -> dict[str, Any]:
     """NAME=VALUE flags: a whole number, a number, true or false, or else a word."""
     values: dict[str, Any] = {}
     for name, text in pairs:
@@ -269,8 +214,6 @@ VERBS: dict[str, tuple[Verb, Callable[[Parser], None] | None, bool]] = {
     "recommend make-world": (make_world, make_world_flags, False),
     "recommend train": (train, train_flags, False),
     "recommend evaluate": (evaluate, evaluate_flags, False),
-    "recommend top": (top, top_flags, False),
-    "recommend suggest": (suggest, suggest_flags, False),
     "recommend convert": (convert, convert_flags, False),
 }
 """Verb -> what it does, its flags, whether it takes a model of the engine."""

@@ -2,7 +2,8 @@
 
 The numbers are starting points for worlds of some ten thousand events. The epochs of `lightgcn-query` (15 rather than
 40) and `masked` (8 rather than 20) were chosen on the validation part of a world of their own, the others were not;
-`benchmarks/recommend_table.py` measures them as they are. `uditsr-published` does what the paper's code does.
+`benchmarks/recommend_table.py` measures them as they are. `uditsr-published` is trained as the paper's code does it:
+plain AdamW at one rate, without warm-up, cooldown, clipping or averaging (but its weight decay spares the biases).
 """
 
 import math
@@ -35,6 +36,14 @@ class Recipe:
     """Events a step."""
     lr: float = 1e-2
     """Peak learning rate."""
+    warmup: int = 100
+    """Steps over which the rate rises to its peak, at most a tenth of all; 0: none."""
+    cooldown: float = 0.5
+    """Share of the steps, at the end, over which it falls to 0; 0: it stays."""
+    clip: float = 1.0
+    """Largest norm of the gradient; 0: any."""
+    beta2: float = 0.99
+    """AdamW's decay of the squared gradients."""
     weight_decay: float = 0.0
     """Decoupled weight decay of matrices, tables among them."""
     ema: float = 0.95
@@ -64,8 +73,10 @@ class Recipe:
             steps=steps,
             batch=self.batch,
             lr=self.lr,
-            warmup=min(100, steps // 10),
-            cooldown=0.5,
+            warmup=min(self.warmup, steps // 10),
+            cooldown=self.cooldown,
+            clip=self.clip,
+            betas=(0.9, self.beta2),
             weight_decay=self.weight_decay,
             ema=self.ema,
             autocast=False,
@@ -87,6 +98,10 @@ RECIPES: dict[str, Recipe] = {
         epochs=100,
         batch=256,
         lr=1e-4,
+        warmup=0,
+        cooldown=0.0,
+        clip=0.0,
+        beta2=0.999,
         weight_decay=1e-5,
         ema=0.0,
         patience=10,

@@ -4,6 +4,8 @@
     recommender.recommend("17", 10)               # p(item | user)
     recommender.search("17", ["3", "14"], 10)     # p(item | user, query)
     recommender.suggest("17")                     # p(query | user), word by word
+    recommender.demand("17", "203")               # p(query | user, item), word by word
+    recommender.audience("203")                   # p(user | item)
 
 A user who was never seen is the average user, and a word that was never seen is left out; the answer says so. What a
 user has had in training is not recommended again unless it is asked for.
@@ -17,7 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from unidiffuser.recommend.events import UNKNOWN, History, padded
+from unidiffuser.recommend.events import UNKNOWN, History, Index, padded
 from unidiffuser.recommend.store import Saved, read_model
 from unidiffuser.recommend.training import Plan, Progress, train
 
@@ -40,6 +42,8 @@ class Answer:
     """The words that were read."""
     unknown_words: tuple[str, ...] = ()
     """The words that were never seen and left out."""
+    shortlist: int = 0
+    """Among how many items the best were sought by their exact scores; 0: among all."""
 
 
 class Recommender:
@@ -96,7 +100,8 @@ class Recommender:
         """The k best items for a user and the words of a query; user None is nobody in particular."""
         known, unknown = self.names.query(query)
         row = UNKNOWN if user is None else self.names.users.rows([user])[0]
-        items, scores = self.top(torch.tensor([row]), padded([known], 0), k, again=again)
+        words = padded([known], 0)
+        items, scores = self.top(torch.tensor([row]), words, k, again=again)
         there = scores[0].isfinite()
         return Answer(
             labels=tuple(self.names.items[i] for i in items[0][there].tolist()),
@@ -104,24 +109,50 @@ class Recommender:
             known_user=row != UNKNOWN,
             query=tuple(self.names.words[w] for w in known),
             unknown_words=tuple(unknown),
+            shortlist=self.model.shortlist(words),
         )
 
     def suggest(self, user: str, k: int = 10) -> Answer:
         """The k words that a user is most likely to search for."""
         row = self.names.users.rows([user])[0]
-        table = self.model.word_scores(torch.tensor([row]))[0]
-        scores, words = table.topk(min(_count(k), len(table)))
-        there = scores.isfinite()
-        return Answer(
-            labels=tuple(self.names.words[w] for w in words[there].tolist()),
-            scores=tuple(scores[there].tolist()),
-            known_user=row != UNKNOWN,
-        )
+        return _answer(self.model.word_scores(torch.tensor([row]))[0], self.names.words, k, row != UNKNOWN)
+
+    def demand(self, user: str, item: str, k: int = 10) -> Answer:
+        """The k words that most likely say why a user takes an item, p(query | user, item).
+
+        Raises:
+            ValueError: an item that was never seen, or a model that knows no demand.
+        """
+        if not self.model.names_demand:
+            raise ValueError(
+                f"this {self.model.kind} cannot say why an item is taken: it has no demand of a user and an item; "
+                "train uditsr with its generator, masked or diffusion"
+            )
+        row, of = self.names.users.rows([user])[0], self._item(item)
+        return _answer(self.model.word_scores(torch.tensor([row]), of)[0], self.names.words, k, row != UNKNOWN)
+
+    def audience(self, item: str, k: int = 10, *, again: bool = False) -> Answer:
+        """The k users that an item is most likely for, p(user | item); with `again`, also those who have had it.
+
+        Raises:
+            ValueError: an item that was never seen, or a model whose scores compare no users.
+        """
+        of = self._item(item)
+        table = self.model.user_scores(of)[0]
+        if not again:
+            table[self.history.user[self.history.item == of]] = -torch.inf
+        return _answer(table, self.names.users, k, True)
+
+    def _item(self, label: str) -> Tensor:
+        row = self.names.items.rows([label])[0]
+        if row == UNKNOWN:
+            raise ValueError(f"item {label!r} was never seen in training; give one of the table's items")
+        return torch.tensor([row])
 
     @torch.no_grad()
     def top(self, users: Tensor, words: Tensor, k: int, *, again: bool = False) -> tuple[Tensor, Tensor]:
-        """The best items of many at once, in rows: one product over all items where the model is one, otherwise among
-        those that `Model.coarse` finds, if the model was told so.
+        """The best items of many at once, in rows: one product over all items where the model is one, otherwise pair by
+        pair, or among a shortlist of those that `Model.coarse` finds; `Model.shortlist` says when.
 
         Args:
             users: (B,) rows, -1 for nobody in particular; words: (B, W).
@@ -135,18 +166,26 @@ class Recommender:
         return torch.cat([items for items, _ in found]), torch.cat([scores for _, scores in found])
 
     def _top(self, users: Tensor, words: Tensor, k: int, again: bool) -> tuple[Tensor, Tensor]:
-        coarse = self.model.coarse(users, words)
-        table = self.model.scores(users, words) if coarse is None else coarse[0]
+        count = self.model.shortlist(words)
+        table = self.model.coarse(users, words) if count else self.model.scores(users, words)
         if not again:
             table = table.clone()
             table[self.history.pairs(users)] = -torch.inf
-        if coarse is None:
+        if not count:
             best = table.topk(k)
             return best.indices, best.values
-        near = table.topk(min(max(coarse[1], k), table.shape[1]))
+        near = table.topk(min(max(count, k), table.shape[1]))
         scores = self.model.scores(users, words, near.indices).masked_fill(near.values == -torch.inf, -torch.inf)
         best = scores.topk(k)
         return near.indices.gather(1, best.indices), best.values
+
+
+def _answer(table: Tensor, names: Index, k: int, known_user: bool) -> Answer:
+    """The k best of a table (N,) of scores, without what is impossible."""
+    scores, rows = table.topk(min(_count(k), len(table)))
+    there = scores.isfinite()
+    labels = tuple(names[row] for row in rows[there].tolist())
+    return Answer(labels=labels, scores=tuple(scores[there].tolist()), known_user=known_user)
 
 
 def _count(k: int) -> int:

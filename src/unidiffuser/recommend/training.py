@@ -122,9 +122,13 @@ def fit_model(data: Interactions, plan: Plan, where: Path, *, progress: Progress
 
 
 def _described(plan: Plan) -> dict[str, Any]:
-    """A plan as JSON; of early stopping it says nothing where there is none, as it did before there was any."""
+    """A plan as JSON; of early stopping it says nothing where there is none, nor of what came later where it is as it
+    always was, so that older runs go on."""
     plain: dict[str, Any] = json.loads(json.dumps(dataclasses.asdict(plan)))
     if not plan.recipe.patience:
         for name in ("patience", "check_every", "watched"):
+            del plain["recipe"][name]
+    for name in ("warmup", "cooldown", "clip", "beta2"):
+        if getattr(plan.recipe, name) == getattr(Recipe, name):
             del plain["recipe"][name]
     return plain

@@ -41,7 +41,7 @@ class OptimiserSettings:
     more_ema: tuple[float, ...] = ()
     """Decays of further averages; each becomes a model of its own beside the first."""
     clip: float = 1.0
-    """Largest norm of the gradient."""
+    """Largest norm of the gradient; 0: any."""
     accumulate: int = 1
     """Parts that a step's batch is cut into, one forward and backward each: less memory, the same step."""
     recompute: bool = False
@@ -64,9 +64,8 @@ class OptimiserSettings:
             _whole(name, getattr(self, name), 0)
         for name, factor in self.rates.items():
             _number(f"the rate of {name!r}", factor, 0.0, math.inf, open_at_zero=True)
-        for name in ("lr", "clip"):
-            _number(name, getattr(self, name), 0.0, math.inf, open_at_zero=True)
-        for name in ("weight_decay", "muon"):
+        _number("lr", self.lr, 0.0, math.inf, open_at_zero=True)
+        for name in ("clip", "weight_decay", "muon"):
             _number(name, getattr(self, name), 0.0, math.inf)
         _number("cooldown", self.cooldown, 0.0, 1.0)
         for decay in (self.ema, *self.more_ema, *self.betas):

@@ -2,6 +2,7 @@
 
     scores(users, words, items)     log p(item | user, query) up to what does not depend on the item, or a score like it
     word_scores(users, items)       the same for the words of a query, where a model has an opinion of its own
+    user_scores(items)              log p(user | item) likewise, where a model knows it
 
 The folder is the registry: a model's kind is the name of its file. A model sees rows of `events.Events`, never raw ids
 or files. A user row of -1 is someone never seen and stands for the average user; a query row of zeros asks nothing.
@@ -87,10 +88,14 @@ class Model(nn.Module, ABC):
             (B, C) or (B, I), float32.
         """
 
-    def coarse(self, users: Tensor, words: Tensor) -> tuple[Tensor, int] | None:
-        """A cheap likeness of `scores` for all items (B, I), and among how many of its best the best of `scores` are to
-        be sought; None where `scores` of all items are cheap themselves, or were asked for."""
-        return None
+    def shortlist(self, words: Tensor) -> int:
+        """Among how many of the best of `coarse` the best of `scores` are sought for these queries (B, W); 0: among all
+        items, where their scores are cheap themselves or were asked for."""
+        return 0
+
+    def coarse(self, users: Tensor, words: Tensor) -> Tensor:
+        """A cheap likeness of `scores` for all items, (B, I)."""
+        return self.scores(users, words)
 
     def word_scores(self, users: Tensor, items: Tensor | None = None) -> Tensor:
         """How likely each word is in a query of these users, for one item each (B,) if given: (B, V), word 0 is -inf.
@@ -109,13 +114,29 @@ class Model(nn.Module, ABC):
         table[:, 0] = -torch.inf
         return table
 
+    @property
+    def names_demand(self) -> bool:
+        """Whether `word_scores` of an item say more than those of the user alone."""
+        return False
+
+    def user_scores(self, items: Tensor) -> Tensor:
+        """log p(user | item) up to what does not depend on the user: (B, U) for items (B,).
+
+        Raises:
+            ValueError: a model whose scores compare the items of one user only.
+        """
+        raise ValueError(
+            f"{self.kind} cannot say who an item is for: its scores compare items for one user, not users for one "
+            "item; train masked or diffusion"
+        )
+
 
 def kinds() -> list[str]:
     """The models that can be named: the files of this folder that hold a `Model` with that kind."""
     return [m.name.replace("_", "-") for m in pkgutil.iter_modules(__path__) if m.name not in PARTS]
 
 
-PARTS = ("factors", "demand", "translation", "joint")
+PARTS = ("factors", "demand", "translation", "usual", "joint")
 """Files of this folder that models are made of."""
 
 

@@ -19,6 +19,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+ASKED = 16_000
+"""So many pairs at a time when a model is asked, where nothing is kept for gradients and all of it may stay in the
+cache."""
+
 
 class Shares(NamedTuple):
     """What the generator needs of each user, item and word, computed once for all pairs."""
@@ -33,6 +37,10 @@ class Shares(NamedTuple):
     """(V, d) W_A e_w."""
     word: Tensor
     """(V, 2d) the share of each word of q_i."""
+
+    def of(self, users: Tensor) -> "Shares":
+        """The shares with these users alone, whose attention to all words is then one small product."""
+        return self._replace(ask=self.ask[users], user=self.user[users])
 
 
 class DemandGenerator(nn.Module):

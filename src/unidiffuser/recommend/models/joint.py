@@ -30,7 +30,7 @@ from torch.nn import functional as F
 from unidiffuser.joint import Joint, expand
 from unidiffuser.networks.mlp import MLP, MLPConfig
 from unidiffuser.process import PROCESSES
-from unidiffuser.recommend.events import MAX_WORDS, NO_WORD, Events, Sizes
+from unidiffuser.recommend.events import MAX_WORDS, NO_WORD, UNKNOWN, Events, Sizes
 from unidiffuser.recommend.graph import Link
 from unidiffuser.recommend.models import Batch, Loss, Model
 from unidiffuser.recommend.models.factors import products
@@ -203,10 +203,14 @@ class JointModel(Model):
             return scale * self.log_items(out).softmax(1) @ self.now["items"]
         if stream == "query":
             return scale / 2 * self.log_rates(out, self.now["words"]).exp() @ self.now["words"]
+        return self.log_users(out).softmax(1) @ self.now["users"][:-1]
+
+    def log_users(self, out: Tensor) -> Tensor:
+        """log p(u) up to a constant of all users, (B, U)."""
         # The error compared a user with those of a batch, which came as often as they have events.
         users = self.now["users"][:-1]
         events = torch.bincount(self.train_events.user, minlength=len(users)).to(out)
-        return (out @ users.T / scale + events.log()).softmax(1) @ users
+        return out @ users.T / math.sqrt(self.config.dim) + events.log()
 
     def latents(self, users: Tensor, words: Tensor, items: Tensor | None = None) -> Joint:
         """The latents of what is known, (B, d) each; those of what is not are zero."""
@@ -229,3 +233,12 @@ class JointModel(Model):
     def word_scores(self, users: Tensor, items: Tensor | None = None) -> Tensor:
         h = self.ask(users, torch.zeros(len(users), 1, dtype=torch.int64), items)["query"]
         return self.log_rates(h, self.now["words"])
+
+    @property
+    def names_demand(self) -> bool:
+        return True
+
+    @torch.no_grad()
+    def user_scores(self, items: Tensor) -> Tensor:
+        nobody = torch.full((len(items),), UNKNOWN)
+        return self.log_users(self.ask(nobody, torch.zeros(len(items), 1, dtype=torch.int64), items)["user"])

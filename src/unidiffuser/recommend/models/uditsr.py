@@ -16,7 +16,8 @@ with one negative i' an event, whose demand is generated anew on recommendations
 published code does: pads that learn, no item left out of its own lists, the MLP, its ending LeakyReLU.
 
 With the dot head a search of all items is one product. A recommendation is not, since every candidate has a demand of
-its own; `shortlist` seeks the best among those that one product with the user's mean demand finds.
+its own; where there are many items, the best are sought among those that one product with the usual demand (`usual`)
+finds, and their scores are exact.
 """
 
 from dataclasses import dataclass, replace
@@ -29,16 +30,15 @@ from torch.nn import functional as F
 from unidiffuser.recommend.events import NO_WORD, Events, Sizes
 from unidiffuser.recommend.graph import most_frequent, without_own
 from unidiffuser.recommend.models import Batch, Loss, Model
-from unidiffuser.recommend.models.demand import DemandGenerator, Shares
+from unidiffuser.recommend.models.demand import ASKED, DemandGenerator, Shares
 from unidiffuser.recommend.models.factors import products
 from unidiffuser.recommend.models.translation import Pair, Translation
+from unidiffuser.recommend.models.usual import UsualDemand
 
 PAIRS = 100_000
 """So many pairs go through the generator at a time."""
-ASKED = 16_000
-"""So many at a time when a model is asked, where nothing is kept for gradients and all of it may stay in the cache."""
-POPULAR = 32
-"""Items, those with the most events, that a user's mean demand is the mean over."""
+MANY, SHORT = 5_000, 500
+"""Above so many items a recommendation is sought in a shortlist of so many, unless the model is told otherwise."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,9 +74,9 @@ class UDITSRConfig:
     refresh: Literal["step", "epoch"] = "epoch"
     """When the generated part of the offsets is made: at every step with gradients, as published, or once an epoch
     without."""
-    shortlist: int = 0
-    """Items that the best of a recommendation are sought among; 0: all of them. It matters only when the model is
-    asked, and needs the dot head."""
+    shortlist: int = -1
+    """Items that the best of a recommendation are sought among; 0: all of them; -1: `SHORT` with the dot head and more
+    than `MANY` items, else all. It matters only when the model is asked, and needs the dot head."""
 
     def __post_init__(self) -> None:
         if min(self.dim, self.user_words, self.item_words) < 1 or min(self.layers, self.query_words) < 0:
@@ -85,8 +85,8 @@ class UDITSRConfig:
             raise ValueError(f"head is dot or mlp and refresh step or epoch, not {self.head!r} and {self.refresh!r}")
         if not (self.supervision >= 0 and self.contrast >= 0):
             raise ValueError("supervision and contrast are weights and at least 0")
-        if self.shortlist < 0 or (self.shortlist and self.head != "dot"):
-            raise ValueError("shortlist is 0 (off) or more, and only the dot head has one")
+        if self.shortlist < -1 or (self.shortlist > 0 and self.head != "dot"):
+            raise ValueError("shortlist is -1 (by the number of items), 0 (off) or more, and only the dot head has one")
 
     @classmethod
     def reference(cls) -> "UDITSRConfig":
@@ -253,26 +253,22 @@ class UDITSR(Model):
         # The last row of all that belongs to users, which -1 means, is the average user.
         shares = state.shares and state.shares._replace(ask=average(state.shares.ask), user=average(state.shares.user))
         self.now = state._replace(users=average(state.users), shares=shares)
-        if self.config.shortlist and shares is not None:
-            often = torch.bincount(self.train_events.item, minlength=self.sizes.items)
-            usual = often.topk(min(POPULAR, self.sizes.items)).indices
-            users = torch.arange(len(self.now.users))
-            demands = [self._usual_demand(part, usual) for part in users.split(ASKED // POPULAR)]
-            self.mean_demand = torch.cat(demands)
+        if shares is not None:
+            counts = torch.bincount(self.train_events.item, minlength=self.sizes.items)
+            self.usual = UsualDemand(self.generate, shares, state.items, counts)
 
-    def _usual_demand(self, users: Tensor, items: Tensor) -> Tensor:
-        """The mean over items (K,) of the demands of users (B,), (B, d)."""
-        assert self.now.shares is not None
-        demands = self.generate(self.now.shares, users.repeat_interleave(len(items)), items.repeat(len(users)))
-        return demands.unflatten(0, (-1, len(items))).mean(1)
+    def shortlist(self, words: Tensor) -> int:
+        count = self.config.shortlist
+        if count < 0:
+            count = SHORT if self.config.head == "dot" and self.sizes.items > MANY else 0
+        quiet = ~(words != NO_WORD).any(1)
+        return min(count, self.sizes.items) if self.now.shares is not None and bool(quiet.any()) else 0
 
     @torch.no_grad()
-    def coarse(self, users: Tensor, words: Tensor) -> tuple[Tensor, int] | None:
+    def coarse(self, users: Tensor, words: Tensor) -> Tensor:
         search = (words != NO_WORD).any(1, keepdim=True)
-        if not self.config.shortlist or self.now.shares is None or bool(search.all()):
-            return None
-        demand = torch.where(search, self.query(self.now, words), self.mean_demand[users])
-        return (self.now.users[users] + demand) @ self.now.items.T, self.config.shortlist
+        demand = torch.where(search, self.query(self.now, words), self.usual.of_users(users))
+        return (self.now.users[users] + demand) @ self.now.items.T + self.usual.item_effect * ~search
 
     @torch.no_grad()
     def scores(self, users: Tensor, words: Tensor, items: Tensor | None = None) -> Tensor:
@@ -286,21 +282,26 @@ class UDITSR(Model):
             asks = self.now.users[users[alone]] + self.query(self.now, words[alone]) * search[alone, None]
             table[alone] = products(asks, self.now.items, None if items is None else items[alone])
             rows = (~alone).nonzero()[:, 0]
+        candidates = torch.arange(self.sizes.items).expand(len(users), -1) if items is None else items
         for part in rows.split(max(1, ASKED // table.shape[1])):
-            table[part] = self._pair_scores(users[part], words[part], None if items is None else items[part])
+            for columns in torch.arange(table.shape[1]).split(ASKED):
+                some = part[:, None], columns
+                table[some] = self._pair_scores(users[part], words[part], candidates[some])
         return table
 
-    def _pair_scores(self, users: Tensor, words: Tensor, items: Tensor | None) -> Tensor:
+    def _pair_scores(self, users: Tensor, words: Tensor, items: Tensor) -> Tensor:
         """(B, C), pair by pair."""
-        items = torch.arange(self.sizes.items).expand(len(users), -1) if items is None else items
-        width, shares = items.shape[1], self.now.shares
-        if shares is not None:  # of these users alone, whose attention to all words is then one small product
-            shares = shares._replace(ask=shares.ask[users], user=shares.user[users])
+        width = items.shape[1]
+        shares = self.now.shares and self.now.shares.of(users)
         here = self.now._replace(users=self.now.users[users], shares=shares)
         who = torch.arange(len(users)).repeat_interleave(width)
         query, search = self.query(here, words)[who], (words != NO_WORD).any(1)[who]
         demand = self.demand(here, who, items.flatten(), query, search)
         return self.score(here, who, items.flatten(), demand, search).reshape(-1, width)
+
+    @property
+    def names_demand(self) -> bool:
+        return self.config.generator
 
     @torch.no_grad()
     def word_scores(self, users: Tensor, items: Tensor | None = None) -> Tensor:

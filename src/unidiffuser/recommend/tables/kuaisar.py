@@ -19,6 +19,7 @@ SEARCHED = {
     "time": ("search_session_timestamp",),
     "query": ("keyword",),
 }
+CLICKS = "the number of clicks must be a number, 0 where a row was only shown"
 FILES = {"rec_inter.csv": RECOMMENDED, "src_inter.csv": SEARCHED}
 
 
@@ -34,7 +35,7 @@ def rows(path: Path, tally: Tally) -> Iterator[Row]:
         places = lines.find(file, lines.first_line(file).split(","), FILES[name], ())
         for values in lines.records(file, ",", places, quoted=True, skip=1):
             row = dict(zip(places, values, strict=True))
-            if not (lines.number(file, row["clicks"]) or 0) > 0:
+            if not (lines.number(file, row["clicks"], CLICKS) or 0) > 0:
                 tally["rows that were shown and not clicked, passed over"] += 1
                 continue
             words = lines.listed_words(row.get("query", ""))

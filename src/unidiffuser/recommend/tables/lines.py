@@ -93,8 +93,15 @@ def find(
     return places
 
 
-def number(path: Path, text: str) -> float | None:
-    """A finite number from a field, such as a time; None where it is empty."""
+TIME = "a time must be a number, such as seconds since 1970"
+
+
+def number(path: Path, text: str, must: str = TIME) -> float | None:
+    """A finite number from a field, None where it is empty.
+
+    Args:
+        must: what the field must be, for the message.
+    """
     if not text:
         return None
     try:
@@ -102,7 +109,7 @@ def number(path: Path, text: str) -> float | None:
     except ValueError:
         value = math.nan
     if not math.isfinite(value):
-        raise ValueError(f"{path}: a time must be a number, such as seconds since 1970, not {text[:40]!r}")
+        raise ValueError(f"{path}: {must}, not {text[:40]!r}")
     return value
 
 
