@@ -133,10 +133,13 @@ def test_the_written_lines_of_torchrun_are_lines_of_torchrun() -> None:
         parse_args([word for word in written[0][1:] if word != "--"])
 
 
-def test_torchrun_trains_from_the_command_line(place: Path) -> None:
+def test_torchrun_trains_from_the_command_line_and_then_says_that_it_is_done(place: Path) -> None:
     line = TRAIN.format(run="runs/two")
     launch = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--rdzv-backend", "c10d"]
     launch += ["--rdzv-endpoint", "localhost:0", "-m", "--", "unidiffuser", *line.split()]
     done = subprocess.run(launch, cwd=place, env=ENVIRONMENT, capture_output=True, timeout=300)
     assert done.returncode == 0, done.stderr.decode()[-2000:]
     assert (place / "runs/two/final/model.safetensors").is_file()
+    again = subprocess.run(launch, cwd=place, env=ENVIRONMENT, capture_output=True, timeout=120)
+    assert again.returncode == 0, again.stderr.decode()[-2000:]
+    assert again.stderr.decode().count("is done: 60 steps") == 1

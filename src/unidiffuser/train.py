@@ -66,10 +66,13 @@ def train(preset: Preset, run: Path, *, device: str = "cpu", progress: Progress 
     team = join(device)
     try:
         if not team.first:
-            return _carry_out(preset, run, team, None)
+            done = team.tell(None)
+            return UniDiffuser.from_pretrained(run / "final") if done else _carry_out(preset, run, team, None)
         with folder.locked(run):
             folder.claim(run, describe(preset))
-            return finished(preset, run) or _carry_out(preset, run, team, progress)
+            model = finished(preset, run)
+            team.tell(model is not None)
+            return model or _carry_out(preset, run, team, progress)
     finally:
         team.leave()
 
