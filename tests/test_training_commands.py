@@ -117,6 +117,22 @@ def test_a_wrong_evaluation_is_one_sentence(
     assert words in found.err and found.err.count("\n") == 1 and found.out == ""
 
 
+@pytest.mark.parametrize(
+    "flags, name, value",
+    [
+        ("--name other", "name", "other"),
+        ("--start some/model", "start", "some/model"),
+        ("--start some/model --lora-rank 4", "adapter", {"rank": 4, "alpha": 0.0}),
+    ],
+)
+def test_a_preset_takes_the_flags_of_data(
+    flags: str, name: str, value: Any, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["train", "scenes", *flags.split(), "--print-config"]) == 0
+    found = json.loads(capsys.readouterr().out)[name]
+    assert (found.items() >= value.items()) if isinstance(value, dict) else found == value
+
+
 def test_the_written_lines_of_torchrun_are_lines_of_torchrun() -> None:
     """Its parser takes --run for --run-path, so the lines that we write down hide ours behind two dashes."""
     from torch.distributed.run import parse_args
