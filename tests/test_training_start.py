@@ -11,11 +11,17 @@ from torch import Tensor
 from unidiffuser import UniDiffuser, lora
 from unidiffuser.checkpoints import ModelError, adapter, native
 from unidiffuser.networks import build
+from unidiffuser.modalities.image import Image
+from unidiffuser.modalities.text import Text
+from unidiffuser.modalities.vector import Vector
 from unidiffuser.networks.uvit import UViT
 from unidiffuser.train import train
 from unidiffuser.training import warm
+from unidiffuser.training.codecs import shapes_of
+from unidiffuser.training.estimate import estimate
 from unidiffuser.training.overrides import changed
 from unidiffuser.training.preset import Adapting
+from unidiffuser.training.sizes import Size
 
 THREE = Paired(names=("image", "text", "vector"))
 
@@ -83,6 +89,36 @@ def test_a_start_that_does_not_fit_is_refused(tmp_path: Path, trained: Path) -> 
         train(preset(start="nowhere"), tmp_path / "nowhere")
     with pytest.raises(ValueError, match="say which one with --start"):
         preset(adapter=Adapting(rank=2))
+
+
+def test_data_encoded_with_other_codecs_than_those_of_the_start_are_refused(tmp_path: Path, trained: Path) -> None:
+    theirs = native.read(trained).modalities
+    text = Text.fit(["red left", "green right"], width=4)
+    for name, other in (("image", Image(size=8, channels=1)), ("text", text)):
+        made = replace(preset(start=str(trained)), encoders={**theirs, name: other})
+        with pytest.raises(ValueError, match=rf"the {name} of these data .*`data encode --model {trained}`"):
+            train(made, tmp_path / "run")
+    assert not (tmp_path / "run/codecs").exists()
+
+
+def test_data_encoded_with_the_codecs_of_the_start_keep_their_size_and_bring_new_modalities(trained: Path) -> None:
+    theirs = native.read(trained).modalities
+    encoders = {"image": Image(size=16), "text": theirs["text"], "vector": Vector.fit([[0.0, 1.0], [1.0, 0.0]])}
+    known = warm.known_codecs(replace(preset(THREE, start=str(trained)), encoders=encoders))
+    assert known == encoders
+
+
+def test_an_estimate_of_low_rank_additions_counts_them_alone_as_trained(trained: Path) -> None:
+    other = Size(parameters=0, dim=64, depth=2, heads=2, lr=2e-3, batch=8, steps=12)  # the network is that of the start
+    made = preset(start=str(trained), adapter=Adapting(rank=2), size=other)
+    network = native.read(trained).awake().network
+    whole = sum(p.numel() for p in network.parameters())
+    lora.adapt(network, 2, 0.0, ("attention", "mlp", "skip"))
+    added = sum(p.numel() for p in network.parameters()) - whole
+    found = estimate(made, shapes_of(made))
+    assert (found.parameters, found.trained) == (whole + added, added)
+    assert found.state_bytes == 4 * (whole + added + 4 * added)
+    assert "million of them trained" in found.lines(made)[0]
 
 
 def test_an_adapter_changes_nothing_at_first_and_its_file_makes_the_model(tmp_path: Path, trained: Path) -> None:

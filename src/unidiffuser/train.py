@@ -174,8 +174,8 @@ def _averages(
 
 
 def _codecs(preset: Preset, run: Path, team: Team, progress: Progress | None) -> dict[str, Modality[Any]]:
-    """The codec of every modality: that of the model of `start`, or one that is fitted."""
-    known = warm.codecs_of(preset.start, preset.codecs) if preset.start else dict(preset.encoders or {})
+    """The codec of every modality: one that is known, or one that is fitted."""
+    known = warm.known_codecs(preset)
     values = preset.values or partial(codecs.first_values, preset.pairs)
     torch.manual_seed(preset.training.seed)
     autoencoder = partial(_trained_autoencoder, preset, run, team, progress)

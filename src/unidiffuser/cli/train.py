@@ -134,8 +134,9 @@ def preset_of_data(args: argparse.Namespace) -> "Preset":
         seed=args.seed or 0,
         start=args.start or "",
         adapter=adapting(args),
+        encoders=data.codecs,
     )
-    return replace(preset, values=data.values, encoders=data.codecs)
+    return replace(preset, values=data.values)
 
 
 def summary(preset: "Preset", size: str | None) -> list[str]:

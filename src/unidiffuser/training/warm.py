@@ -14,12 +14,34 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from unidiffuser.checkpoints import Parts, box, native
+from unidiffuser.datasets.codec_files import codec_key
 from unidiffuser.joint import modalities_of
 from unidiffuser.modalities import Modality
 from unidiffuser.modalities.image import Image
 from unidiffuser.networks import Network, build
 from unidiffuser.networks.autoencoder import AutoEncoder
 from unidiffuser.networks.uvit import UViT
+from unidiffuser.training.preset import Preset
+
+
+def known_codecs(preset: Preset) -> dict[str, Modality[Any]]:
+    """The codecs that a run need not fit: those of the model of `start`, and those of data that are encoded already.
+
+    Raises:
+        ValueError: the data are encoded in another way than that model understands.
+    """
+    theirs = dict(preset.encoders or {})
+    if not preset.start:
+        return theirs
+    sizes = {name: {"size": codec.size} for name, codec in theirs.items() if isinstance(codec, Image)}
+    known = codecs_of(preset.start, {**preset.codecs, **sizes})
+    for name in sorted(known.keys() & theirs.keys()):
+        if codec_key({name: known[name]}) != codec_key({name: theirs[name]}):
+            raise ValueError(
+                f"the {name} of these data was encoded with another codec than that of {preset.start}, to which its "
+                f"latents would mean nothing; encode the data with `data encode --model {preset.start}`"
+            )
+    return known | theirs
 
 
 def codecs_of(model: str, wanted: Mapping[str, Mapping[str, Any]]) -> dict[str, Modality[Any]]:
