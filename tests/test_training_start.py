@@ -10,10 +10,10 @@ from torch import Tensor
 
 from unidiffuser import UniDiffuser, lora
 from unidiffuser.checkpoints import ModelError, adapter, native
-from unidiffuser.networks import build
 from unidiffuser.modalities.image import Image
 from unidiffuser.modalities.text import Text
 from unidiffuser.modalities.vector import Vector
+from unidiffuser.networks import build
 from unidiffuser.networks.uvit import UViT
 from unidiffuser.train import train
 from unidiffuser.training import warm
