@@ -25,6 +25,7 @@ from unidiffuser.evaluation.features import extractor
 from unidiffuser.evaluation.inception import Inception
 from unidiffuser.evaluation.page import page
 from unidiffuser.evaluation.paths import consistency
+from unidiffuser.evaluation.reference import gather
 from unidiffuser.evaluation.report import measure, prepare
 from unidiffuser.evaluation.trial import NotMeasured
 from unidiffuser.joint import Joint
@@ -200,6 +201,32 @@ def test_half_of_few_pairs_is_kept_for_the_truth(tmp_path: Path) -> None:
     row = found["rows"]["image: distance"]
     assert row["n"] == N and row["numbers"]["fid"]["value"] < 3 * row["numbers"]["fid"]["truth"]
     assert row["numbers"]["precision"]["n"] == N and row["numbers"]["recall"]["n"] == 4
+
+
+@pytest.mark.parametrize(("how", "pairs"), [("joined", 24), ("mixed", 15 + 6), ("damaged", 23)])
+def test_no_true_pair_is_there_twice(tmp_path: Path, how: str, pairs: int) -> None:
+    texts = [list(COLOURS)[k % 3] for k in range(24)]
+    place, sources = folder(tmp_path / "data/a", 24, texts), [{"path": "a"}]
+    if how == "joined":  # each picture meets four words one after the other
+        words = "".join(f"{word}\n" for word in 4 * list(COLOURS))
+        (tmp_path / "data/words").mkdir()
+        (tmp_path / "data/words/metadata.csv").write_text("word\n" + words)
+        sources = [
+            {"path": "a", "columns": {"image": "file_name"}, "join": "text"},
+            {"path": "words", "columns": {"text": "word"}, "join": "word"},
+        ]
+    elif how == "mixed":  # of 30 samples the small source has half, and shows its rows again and again
+        small = folder(tmp_path / "data/b", 6, texts[:6])
+        for k, picture in enumerate(small.glob("*.png")):
+            PIL.Image.new("RGB", (8, 8), (k, 0, 0)).save(picture)
+        sources = [{"path": "a", "weight": 1}, {"path": "b", "weight": 1}]
+    else:
+        (place / "7.png").write_bytes((place / "7.png").read_bytes()[:60])
+    (tmp_path / "data/data.json").write_text(json.dumps({"sources": sources}))
+    data = open_data(tmp_path / "data")
+    found = gather(Fake(), data, 10, 0)  # type: ignore[arg-type]
+    pictures = [np.asarray(pair["image"]).tobytes() for pair in (*found.asked, *found.others)]
+    assert len(pictures) == len(set(pictures)) == pairs
 
 
 def mixture() -> GaussianMixture:

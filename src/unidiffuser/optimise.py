@@ -186,7 +186,7 @@ class _Run:
 
     @contextmanager
     def _guarded(self, *, whole: bool) -> Iterator[None]:
-        """Save what was trained so far before an error goes on, if the weights are whole: not in the midst of a step."""
+        """Before an error goes on, save what was trained so far, if the weights are whole: not amid their change."""
         try:
             yield
         except Exception as error:

@@ -9,7 +9,7 @@ from unidiffuser.datasets.cases import RawCases
 from unidiffuser.datasets.declaration import Column, Declared
 from unidiffuser.datasets.encoded import EncodedCases
 from unidiffuser.datasets.faults import Damaged
-from unidiffuser.datasets.pairs import Pairs
+from unidiffuser.datasets.mixing import Chained, Mixed
 from unidiffuser.datasets.rows import Rows
 from unidiffuser.modalities import Modality
 
@@ -28,7 +28,7 @@ class Opened:
 class Data:
     """Open data."""
 
-    pairs: Pairs
+    pairs: Chained | Mixed
     """The samples: raw values by modality, or, of encoded data, tensors by stream."""
     kinds: Mapping[str, Mapping[str, Any]]
     """Modality -> {"kind": a file of modalities/, and options of its `fit`}."""
