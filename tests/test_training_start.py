@@ -1,5 +1,7 @@
 """Where training begins from: a trained model of another grid, with fewer modalities, or with low-rank additions."""
 
+import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -150,6 +152,25 @@ def test_an_adapter_resumes_to_the_same_bits(tmp_path: Path, trained: Path) -> N
     resumed = train(changed(made, [("training.cooldown", "0.0")]), tmp_path / "halves")
     assert all(torch.equal(x, resumed.network.state_dict()[n]) for n, x in whole.network.state_dict().items())
     assert straight.network.state_dict().keys() == resumed.network.state_dict().keys()
+
+
+def test_a_run_goes_on_from_its_own_start_alone(tmp_path: Path, trained: Path) -> None:
+    base, run = tmp_path / "base", tmp_path / "run"
+    shutil.copytree(trained, base)
+    made = preset(start=str(base), adapter=Adapting(rank=2), steps=8)
+    train(made, run)
+    shutil.rmtree(run / "final")
+    older = {name: x for name, x in json.loads((run / "preset.json").read_text()).items() if name != "start_sha256"}
+    (run / "preset.json").write_text(json.dumps(older))
+    train(made, run)  # as older runs were: it was not known which one it began from
+    before = (run / "final/config.json").read_bytes()
+    train(preset(seed=4), tmp_path / "other")
+    shutil.rmtree(base)
+    shutil.copytree(tmp_path / "other/final", base)
+    for steps in (8, 12):
+        with pytest.raises(ValueError, match=r"other settings \(start_sha256: it was \S+, now "):
+            train(preset(start=str(base), adapter=Adapting(rank=2), steps=steps), run)
+    assert (run / "final/config.json").read_bytes() == before
 
 
 def test_an_adapter_of_another_model_or_a_broken_file_is_refused(tmp_path: Path, trained: Path) -> None:

@@ -59,10 +59,11 @@ def train(preset: Preset, run: Path, *, device: str = "cpu", progress: Progress 
         The trained model.
 
     Raises:
-        ValueError: the folder belongs to a run with other settings, or to another process.
+        ValueError: the folder belongs to a run with other settings or from another model, or to another process.
         TrainingError: it cannot go on; what was trained is saved.
         SystemExit, KeyboardInterrupt: it was asked to stop; the same call goes on from there.
     """
+    preset = warm.pinned(preset)
     team = join(device)
     try:
         if not team.first:
@@ -86,7 +87,7 @@ def finished(preset: Preset, run: Path) -> UniDiffuser | None:
     if not (run / "final").is_dir():
         return None
     parts = native.read(run / "final")
-    return UniDiffuser.from_parts(parts) if parts.training == describe(preset) else None
+    return UniDiffuser.from_parts(parts) if parts.training == describe(warm.pinned(preset)) else None
 
 
 def _carry_out(preset: Preset, run: Path, team: Team, progress: Progress | None) -> UniDiffuser:

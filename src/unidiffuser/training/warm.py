@@ -24,6 +24,17 @@ from unidiffuser.networks.uvit import UViT
 from unidiffuser.training.preset import Preset
 
 
+def pinned(preset: Preset) -> Preset:
+    """The preset with the sha256 of the model that it begins from, if there is one.
+
+    Raises:
+        ModelError: there is no such model.
+    """
+    if not preset.start:
+        return preset
+    return replace(preset, start_sha256=native.summary(box.find(preset.start))["sha256"])
+
+
 def known_codecs(preset: Preset) -> dict[str, Modality[Any]]:
     """The codecs that a run need not fit: those of the model of `start`, and those of data that are encoded already.
 
