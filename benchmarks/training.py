@@ -26,7 +26,7 @@ SHAPE = (4, 32, 32)
 CLASSES = 10
 
 
-def ours(dim: int, depth: int, heads: int, batch: int, steps: int, compiled: bool) -> float:
+def ours(dim: int, depth: int, heads: int, batch: int, steps: int, compiled: bool = False) -> float:
     """Seconds a step of our trainer, checkpoints and logs apart."""
     import tempfile
 

@@ -100,6 +100,24 @@ class Page:
         }"""
         self.page.evaluate(script, [base64.b64encode(data).decode(), kind, name])
 
+    def drop_many(self, count: int) -> None:
+        """Let so many files fall on the page."""
+        script = """(count) => {
+            const data = new DataTransfer();
+            for (let k = 0; k < count; k += 1) data.items.add(new File(["x"], `${k}.png`, { type: "image/png" }));
+            document.body.dispatchEvent(new DragEvent("drop", { dataTransfer: data, bubbles: true, cancelable: true }));
+        }"""
+        self.page.evaluate(script, count)
+
+    def drop_text(self, text: str) -> None:
+        """Let text, such as a link, fall on the page."""
+        script = """(text) => {
+            const data = new DataTransfer();
+            data.setData("text/plain", text);
+            document.body.dispatchEvent(new DragEvent("drop", { dataTransfer: data, bubbles: true, cancelable: true }));
+        }"""
+        self.page.evaluate(script, text)
+
     def shoot(self, place: Path) -> None:
         self.page.screenshot(path=str(place))
 

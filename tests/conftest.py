@@ -43,3 +43,16 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> "Iterator[Server]":
     folder = tmp_path_factory.mktemp("served")
     with running(saved_model(folder / "tiny"), folder / "data") as found:
         yield found
+
+
+@pytest.fixture(scope="session")
+def canary(server: "Server") -> str:
+    """The pixels of a fixed good request, before anything was done to the server."""
+    return server.canary()
+
+
+@pytest.fixture
+def unharmed(server: "Server", canary: str) -> "Iterator[None]":
+    """After the test the fixed good request gives the same pixels."""
+    yield
+    assert server.canary() == canary

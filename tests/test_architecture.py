@@ -11,7 +11,8 @@ from pathlib import Path
 
 import pytest
 
-PACKAGE = Path(__file__).parents[1] / "src" / "unidiffuser"
+ROOT = Path(__file__).parents[1]
+PACKAGE = ROOT / "src" / "unidiffuser"
 
 # Top to bottom, as in the README's tree: a file may import from its own line and from the lines below it.
 LAYERS = """
@@ -170,6 +171,12 @@ def test_pickles_are_read_as_weights_only() -> None:
     calls = [call for call in calls if call.startswith("torch.load(")]
     assert calls and all("weights_only=True" in call for call in calls)
     assert "pickle.load" not in ast.unparse(tree)
+
+
+def test_the_index_names_every_page() -> None:
+    docs = ROOT / "docs"
+    index = set(re.findall(r"\]\((\w[\w-]*\.md)\)", (docs / "README.md").read_text(encoding="utf-8")))
+    assert index == {page.name for page in docs.glob("*.md")} - {"README.md"}
 
 
 @pytest.mark.parametrize(

@@ -89,6 +89,18 @@ def test_the_promised_commands_work_as_written(place: Path, capsys: pytest.Captu
     assert "torch: " in run("unidiffuser doctor", capsys)
 
 
+def test_a_model_of_the_scenes_is_measured_like_any_other(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    model = saved_model(tmp_path / "model")
+    monkeypatch.chdir(tmp_path)
+    line = f"unidiffuser evaluate {model} --data scenes --samples 8 --only wording --only denoising"
+    answer = run_json(f"{line} --html report.html --json", capsys)
+    assert set(answer["rows"]) == {"text given image: wording", "image: denoising", "text: denoising"}
+    assert answer["modalities"] == ["image", "text"] and Path("report.html").stat().st_size > 1000
+    assert run_json(f"{line} --seed 1 --json", capsys)["data_sha256"] != answer["data_sha256"]
+
+
 def test_every_picture_can_be_made_again(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
     run(f'unidiffuser sample image --text "{TEXT}" -n 2 --seed 7 --guidance 2 --steps 2 --out a', capsys)
     run("unidiffuser sample image text -n 2 --seed 3 --solver ancestral --g text=2 --out b", capsys)

@@ -155,7 +155,7 @@ def test_a_copy_that_sees_other_codecs_refuses(tmp_path: Path) -> None:
 
     def tampered(work: Any, places: Any) -> Any:
         config = json.loads((tmp_path / "out/codecs.json").read_text())
-        config["image"]["config"]["size"] = 16
+        config["codecs"]["image"]["config"]["size"] = 16
         (tmp_path / "out/codecs.json").write_text(json.dumps(config))
         return elsewhere(work, places)
 
@@ -193,7 +193,7 @@ def test_latents_of_other_codecs_or_other_data_are_noticed(tmp_path: Path, monke
 def test_codecs_that_are_not_those_of_the_latents_are_refused(tmp_path: Path) -> None:
     encoded(picture_folder(tmp_path / "raw", 3), tmp_path / "out")
     config = json.loads((tmp_path / "out/codecs.json").read_text())
-    config["image"]["config"]["size"] = 16
+    config["codecs"]["image"]["config"]["size"] = 16
     (tmp_path / "out/codecs.json").write_text(json.dumps(config))
     with pytest.raises(ValueError, match="are not of the codecs beside them"):
         open_data(tmp_path / "out")
@@ -204,6 +204,7 @@ def test_codecs_that_are_not_those_of_the_latents_are_refused(tmp_path: Path) ->
     [
         (lambda out: (out / "codecs.safetensors").unlink(), "holds no fitted codecs"),
         (lambda out: (out / "codecs.json").write_text("{"), "codecs in .* are damaged"),
+        (lambda out: (out / "codecs.safetensors").write_bytes(b"x"), "the checksum differs.; encode the data again"),
         (lambda out: (out / "00-00000.safetensors").unlink(), "is missing or cut short"),
         (lambda out: (out / "00-00000.safetensors").write_bytes(b"x"), "is missing or cut short"),
     ],

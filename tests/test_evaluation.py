@@ -138,6 +138,35 @@ def test_a_model_that_confuses_or_forgets_is_found_out(data: Data) -> None:
     assert found["rows"]["image given text: distance"]["numbers"]["recall"]["low"] > 0.6
 
 
+def test_texts_are_compared_letter_by_letter_and_word_by_word(tmp_path: Path) -> None:
+    pairs = open_data(folder(tmp_path / "data", texts=[f"{list(COLOURS)[k % 3]} thing" for k in range(2 * N)]))
+    codecs = {"image": Image(size=8), "text": Text.fit([f"{c} thing" for c in COLOURS], width=4)}
+
+    def numbers(model: Fake) -> Any:
+        return report(model, pairs, "wording")["rows"]["text given image: wording"]["numbers"]
+
+    @dataclass
+    class Says(Fake):
+        says: str = "{} thing"
+
+        def sample(self, of: str, n: int, seed: list[int], batch: int, **given: Any) -> list[dict[str, Any]]:
+            rows = super().sample(of, n, seed, batch, **given)
+            return [{**row, "text": self.says.format(row["text"])} for row in rows]
+
+    right = numbers(Says(modalities=codecs))
+    assert right["same"]["value"] == right["words"]["value"] == 1.0 > right["words of other pairs"]["value"] >= 0.5
+    other = numbers(Says(modalities=codecs, says="some {}"))  # one word of two is right
+    assert (other["same"]["value"], other["words"]["value"]) == (0.0, 0.5)
+    blind = numbers(Says(modalities=codecs, says="blue thing"))
+    assert blind["words"]["value"] == pytest.approx(blind["words of other pairs"]["value"], abs=0.1)
+
+
+def test_a_sample_is_asked_for_given_every_set_of_others(data: Data) -> None:
+    trial = prepare(Fake(), data, 8)  # type: ignore[arg-type]
+    trial.reference = replace(trial.reference, names=("a", "b", "c"))
+    assert trial.givens("b") == [("a",), ("c",), ("a", "c")]
+
+
 def test_the_same_seed_gives_the_same_report_and_another_does_not(data: Data) -> None:
     first, again, other = (report(Fake(), data, "likeness", "classes", seed=seed) for seed in (1, 1, 2))
     assert first == again

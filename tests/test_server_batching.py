@@ -1,7 +1,6 @@
 """Continuous batching: a sampling among others gives the bytes it gives alone, whatever the others are."""
 
 import threading
-from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
@@ -11,6 +10,7 @@ from torch import Tensor
 
 pytest.importorskip("fastapi", reason="the extra [serve] is not installed")
 
+from crowd import go, together
 from running_server import data_url
 from tiny_model import tiny_model
 
@@ -36,30 +36,6 @@ JOBS: list[dict[str, Any]] = [
 @pytest.fixture(scope="module")
 def engine() -> Engine:
     return Engine({"tiny": tiny_model()}, lanes=2)
-
-
-def go(engine: Engine, job: dict[str, Any]) -> list[Any]:
-    plain, _ = engine.check(job)
-    samples: list[Any] = engine.run(plain, lambda event: None, lambda: False)["samples"]
-    return samples
-
-
-def together(works: list[Callable[[], Any]]) -> list[Any]:
-    """All at once, each in a thread of its own."""
-    found: list[Any] = [None] * len(works)
-
-    def run(k: int) -> None:
-        try:
-            found[k] = works[k]()
-        except Exception as error:
-            found[k] = error
-
-    threads = [threading.Thread(target=run, args=(k,)) for k in range(len(works))]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    return found
 
 
 def test_every_job_is_the_same_alone_and_among_all_others(engine: Engine) -> None:
@@ -112,12 +88,12 @@ def test_only_the_call_at_fault_fails() -> None:
             raise RuntimeError("too large")
         return {"a": xt["a"] * 2}
 
-    lanes = Lanes(picky, lanes=1)
+    lanes = Lanes(lanes=1)
 
     def ask(value: float) -> Any:
-        with lanes.joined(lambda: None) as shared:
+        with lanes.joined():
             started.wait()
-            return shared({"a": torch.full((1, 2), value)}, {"a": torch.zeros(1)})["a"][0, 0].item()
+            return lanes.ask(picky, {"a": torch.full((1, 2), value)}, {"a": torch.zeros(1)})["a"][0, 0].item()
 
     assert [str(x) for x in together([lambda: ask(1.0), lambda: ask(1000.0), lambda: ask(3.0)])] == [
         "2.0",
@@ -136,10 +112,10 @@ def test_a_stopped_job_ends_before_its_next_evaluation(engine: Engine) -> None:
 
 
 def test_closed_lanes_answer_nobody() -> None:
-    lanes = Lanes(lambda xt, t: xt)
+    lanes = Lanes()
     lanes.close()
     with pytest.raises(StoppedError):
-        lanes.ask(noise_like({"a": (2,)}, [1], "x"), {"a": torch.zeros(1)})
+        lanes.ask(lambda xt, t: xt, noise_like({"a": (2,)}, [1], "x"), {"a": torch.zeros(1)})
 
 
 def test_a_job_is_refused_before_it_runs(engine: Engine) -> None:
@@ -174,6 +150,5 @@ def test_the_cost_is_what_the_network_sees() -> None:
 
 def picture_url() -> str:
     from PIL import Image
-    from running_server import data_url
 
     return data_url(Image.new("RGB", (64, 64), "white"))

@@ -184,3 +184,53 @@ def test_a_hundred_listeners_hear_the_end_and_one_that_never_reads_costs_nothing
         await first
 
     asyncio.run(listen())
+
+
+@pytest.mark.parametrize("letters, least, most", [(100, 40, 40), (2**20, 7, 8), (30 * 2**20, 1, 1)])
+def test_pictures_on_the_way_are_kept_within_bounds(letters: int, least: int, most: int) -> None:
+    picture = {"type": "image/png", "data": "A" * letters}
+    log = EventLog()
+    for k in range(60):
+        log.tell("step", {"done": k})
+        log.tell("preview", {"step": k, "samples": [{"image": picture, "text": "a red circle"}]})
+    log.tell("done", {}, last=True)
+    shown = [told.data["step"] for told in log.after(0) if told.name == "preview"]
+    assert least <= len(shown) <= most and shown[-1] == 59
+    assert sum(told.name == "step" for told in log.after(0)) == 60 and log.after(0)[-1].last
+
+
+def test_a_client_that_leaves_while_its_job_waits_frees_its_place(tmp_path: Path) -> None:
+    from puppet import Puppet
+
+    from unidiffuser.server.hub import Hub
+    from unidiffuser.server.limits import Limits, TurnedAwayError
+    from unidiffuser.server.metrics import Metrics
+    from unidiffuser.server.waiting import carried_out
+    from unidiffuser.server.work import Work
+
+    class Gone:
+        """A request whose client has left."""
+
+        state = type("State", (), {"owner": "a", "client": "a"})
+
+        async def is_disconnected(self) -> bool:
+            return True
+
+    async def leave() -> None:
+        puppet: Any = Puppet()
+        limits = Limits(running=1, grace=0.05, drain=0.0)
+        hub = Hub(Work(Store(tmp_path), [puppet], limits, Metrics()))
+        await hub.work.open()
+        while not hub.work.ready:
+            await asyncio.sleep(0.01)
+        running = await hub.submit("a", "a", {"seed": 1})
+        while not puppet.running:
+            await asyncio.sleep(0.01)
+        gone: Any = Gone()
+        with pytest.raises(TurnedAwayError) as caught:
+            await carried_out(hub, gone, {"names": ["image"]})
+        assert caught.value.status == 409 and len(hub.work.queue) == 0
+        assert list(puppet.running) == [running.id] and puppet.started == [running.id]
+        await hub.work.close()
+
+    asyncio.run(leave())

@@ -1,7 +1,9 @@
 """Every solver against the exact flow of a mixture: its order, its ends, and the released one written anew."""
 
 import math
+import re
 from functools import cache
+from pathlib import Path
 
 import pytest
 import torch
@@ -278,3 +280,8 @@ def test_heun_backwards_undoes_heun_forwards() -> None:
         errors.append(distance(x0, run("heun", mix, {"a": t.flip(0), "b": t.flip(0)}, z)))
     assert errors[0] < 0.001
     assert errors[1] < errors[0] / 3 and errors[2] < errors[1] / 3
+
+
+def test_the_page_of_solvers_has_a_row_for_each() -> None:
+    page = (Path(__file__).parents[1] / "docs" / "solvers.md").read_text(encoding="utf-8")
+    assert set(re.findall(r"^\| `(\w+)`", page, re.MULTILINE)) == set(SOLVERS)

@@ -12,7 +12,9 @@ pytest.importorskip("fastapi", reason="the extra [serve] is not installed")
 
 from browser import DESK, PHONE, WALL, Page, launched
 from running_server import CANARY, Server, running
-from tiny_model import sounding_model
+from tiny_model import saved_model, sounding_model
+
+from unidiffuser.server.store import Row, Store, new_id
 
 TEXT = "a large red circle"
 
@@ -39,7 +41,7 @@ def visit(browser: Any, server: Server) -> Iterator[Callable[..., Page]]:
         assert visitor.faults == []
 
 
-TABS = ["tab-variations", "tab-film-strip", "tab-between", "tab-compare", "tab-grid"]
+TABS = ["tab-variations", "tab-film-strip", "tab-between", "tab-compare", "tab-grid", "tab-paths"]
 
 
 @pytest.mark.parametrize(("size", "scheme"), [(PHONE, "dark"), (DESK, "light"), (WALL, "dark")])
@@ -294,6 +296,9 @@ def test_every_tab_does_its_work(visit: Callable[..., Page]) -> None:
     page.at("walk").click()
     page.page.wait_for_selector('[data-testid="frames"][data-state="done"]')
     assert page.page.locator("[data-testid=frames] figure").count() == 3
+    with page.page.expect_download() as saved:
+        page.at("panel").get_by_test_id("film-link").click()
+    assert saved.value.suggested_filename.endswith(".gif") and Path(saved.value.path()).read_bytes()[:6] == b"GIF89a"
     page.at("tab-between").click()
     page.at("hold-first").click()
     page.go()
@@ -315,6 +320,123 @@ def test_every_tab_does_its_work(visit: Callable[..., Page]) -> None:
     page.page.wait_for_selector('[data-testid="grid"][data-state="done"]')
     page.page.locator("[data-testid=grid] button").nth(1).click()
     assert page.at("seed").input_value() == "2"
+
+
+def test_the_ways_over_the_plane_are_measured_against_one_another(visit: Callable[..., Page], server: Server) -> None:
+    page = visit()
+    page.set(steps=4)
+    page.at("tab-paths").click()
+    page.at("pairs").fill("3")
+    page.at("measure").click()
+    page.page.wait_for_selector('[data-testid="ways"][data-state="done"]')
+    assert page.page.locator("[data-testid=ways] section").count() == 3
+    verdict = page.at("verdict").inner_text()
+    assert "apart" in verdict or "Too few" in verdict
+    jobs = server.get("/api/jobs?limit=3").json()["jobs"]
+    assert [job["verb"] for job in jobs] == ["sample"] * 3  # the scores have left the history again
+    page.faults[:] = [fault for fault in page.faults if "422" not in fault]  # a sentence that cannot be given
+    firsts = {tuple(name for name, way in job["job"]["path"].items() if way[2] == 0) for job in jobs}
+    assert firsts == {(), ("image",), ("text",)}
+
+
+def test_a_run_that_was_seen_is_saved_as_a_film(visit: Callable[..., Page]) -> None:
+    page = visit()
+    page.lock(image="sampled", text="sampled")
+    page.set(steps=200)
+    page.go()
+    with page.page.expect_download() as saved:
+        page.page.locator("#settling a").click()
+    assert Path(saved.value.path()).read_bytes()[:6] == b"GIF89a"
+
+
+def test_every_setting_reaches_the_job(visit: Callable[..., Page]) -> None:
+    page = visit()
+    page.lock(image="sampled", text="given")
+    page.write(TEXT)
+    page.set(guidance=1.5, guidance_interval="0.1 – 0.9")
+    page.at("set-guidance_against").select_option("unconditional")
+    job = page.go()["job"]
+    assert (job["guidance"], job["guidance_interval"], job["guidance_against"]) == (1.5, [0.1, 0.9], "unconditional")
+    page.reload()
+    page.wait()
+    page.set()
+    assert page.at("set-guidance_interval").input_value() == "0.1 – 0.9"
+    assert page.at("set-label").count() == 0 and page.at("set-size").count() == 0  # this model has neither
+
+
+def test_whatever_falls_on_the_page_is_used_or_said(visit: Callable[..., Page]) -> None:
+    page = visit()
+    page.drop_many(200)
+    page.at("said").filter(has_text="200 files").wait_for()
+    page.drop_text("https://example.org/a.png")
+    assert page.at("text-text").input_value() == "https://example.org/a.png"
+    page.write("x" * 1_000_000)
+    page.at("go").click()
+    page.at("problem-text").filter(has_text=re.compile("at most|characters|long|word")).wait_for()
+    page.faults[:] = [fault for fault in page.faults if "422" not in fault]
+
+
+def test_a_slider_that_is_dragged_fast_asks_nothing(visit: Callable[..., Page]) -> None:
+    page = visit()
+    page.lock(text="given")
+    page.write(TEXT)
+    asked: list[str] = []
+    page.page.on("request", lambda request: request.method == "POST" and asked.append(request.url))
+    script = """(slider) => { for (let k = 0; k <= 1000; k += 1) {
+        slider.value = String((k % 21) / 20);
+        slider.dispatchEvent(new Event("input", { bubbles: true }));
+    } }"""
+    page.at("loose-text").evaluate(script)
+    assert page.page.get_by_test_id("loose-text").input_value() == "0.65"
+    assert asked == []
+
+
+def test_a_server_that_starts_again_in_the_middle(browser: Any, tmp_path: Path) -> None:
+    model, data = saved_model(tmp_path / "tiny"), tmp_path / "data"
+    with running(model, data) as server:
+        page = Page(browser, server)
+        page.lock(image="sampled", text="sampled")
+        page.set(steps=1000, n=8)
+        page.at("go").click()
+        page.page.wait_for_selector('body[data-state="running"]')
+        server.process.kill()
+        server.process.wait()
+        with running(model, data, port=server.port):
+            page.at("retry").wait_for()
+            assert page.page.locator("body").get_attribute("data-state") == "interrupted"
+        page.close()
+
+
+def test_a_history_of_ten_thousand_is_walked_with_few_in_the_page(browser: Any, tmp_path: Path) -> None:
+    data = tmp_path / "data"
+    store = Store(data)
+    result = {"samples": [{"seed": 1, "values": {"text": TEXT}}]}
+    job = {"names": ["text"], "given": {}, "second": {}, "masks": {}, "seed": 1}
+    for k in range(10_000):
+        fields = {"owner": "local", "state": "done", "verb": "sample", "model": "tiny", "job": job, "cost": 1}
+        store.add(Row(id=new_id(), created=float(k + 1), finished=float(k + 1), result=result, **fields))  # type: ignore[arg-type]
+    store.close()
+    with running(saved_model(tmp_path / "tiny"), data) as server:
+        page = Page(browser, server)
+        film, shots = page.at("film"), page.page.locator(".shot")
+        assert shots.count() == 40
+        newest = shots.first.get_attribute("data-id")
+        for turned in range(1, 13):
+            film.evaluate("(strip) => { strip.scrollLeft = strip.scrollWidth; }")
+            page.page.wait_for_function("(n) => Number(document.querySelector('#film').dataset.turned) > n", arg=turned)
+            assert shots.count() <= 240
+        assert page.page.locator(f"[data-id='{newest}']").count() == 0
+        oldest = shots.last.get_attribute("data-id")
+        page.page.locator(f"[data-id='{oldest}']").click()
+        page.page.wait_for_function("(id) => location.hash === `#job=${id}`", arg=oldest)
+        for _ in range(20):
+            film.evaluate("(strip) => { strip.scrollLeft = 0; }")
+            if page.page.locator(f"[data-id='{newest}']").count():
+                break
+            page.page.wait_for_timeout(100)
+        assert shots.first.get_attribute("data-id") == newest and shots.count() <= 240
+        page.close()
+        assert (page.faults, page.strangers) == ([], [])
 
 
 def test_a_server_that_is_away_is_told_and_nothing_is_lost(visit: Callable[..., Page]) -> None:

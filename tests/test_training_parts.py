@@ -14,11 +14,14 @@ from paired import KINDS, Paired, preset
 from unidiffuser import encode as encoding
 from unidiffuser.cli import main
 from unidiffuser.datasets import open_data
+from unidiffuser.datasets.codec_files import codec_key
 from unidiffuser.joint import modalities_of
 from unidiffuser.losses import Objective, draw, noised_loss
+from unidiffuser.modalities.vector import Vector
 from unidiffuser.networks import build
 from unidiffuser.process import PROCESSES
 from unidiffuser.train import train
+from unidiffuser.training import codecs
 from unidiffuser.training.codecs import shapes_of
 from unidiffuser.training.derive import preset_for
 from unidiffuser.training.encoding import Encoding, Reading
@@ -221,3 +224,16 @@ def test_previews_show_every_distribution_and_change_no_bit(tmp_path: Path) -> N
     ]
     train(replace(made, preview_every=4), tmp_path / "with")
     assert (tmp_path / "with/final/model.safetensors").read_bytes() == before
+
+
+def test_codecs_of_a_run_come_back_and_damage_is_named_with_its_cure(tmp_path: Path) -> None:
+    assert codecs.read(tmp_path / "codecs") is None
+    fitted = {"vector": Vector.fit(np.random.default_rng(0).normal(2.0, 3.0, (20, 4)))}
+    codecs.write(tmp_path / "codecs", fitted)
+    found = codecs.read(tmp_path / "codecs")
+    assert found is not None and codec_key(found) == codec_key(fitted)
+    assert [path.name for path in tmp_path.iterdir()] == ["codecs"]
+    weights = tmp_path / "codecs" / "codecs.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-1] + b"?")
+    with pytest.raises(ValueError, match=r"the checksum differs\); remove that folder to fit them anew"):
+        codecs.read(tmp_path / "codecs")

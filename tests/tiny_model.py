@@ -26,11 +26,11 @@ def words() -> Text:
     return Text.fit([" ".join(known[i : i + 10]) for i in range(0, len(known), 10)], width=WIDTH, length=LENGTH)
 
 
-def tiny_model(seed: int = 0) -> UniDiffuser:
+def tiny_model(seed: int = 0, *, depth: int = 2, labels: int = 0) -> UniDiffuser:
     """Deterministic in the seed, but for the state of torch's own generator, which it sets."""
     torch.manual_seed(seed)
     streams = {"image": (3, SIZE, SIZE), "text": (LENGTH, WIDTH)}
-    network = UViT(UViTConfig(streams=streams, dim=32, depth=2, heads=2, patch=32))
+    network = UViT(UViTConfig(streams=streams, dim=32, depth=depth, heads=2, patch=32, labels=labels))
     for parameter in network.parameters():
         parameter.data.add_(torch.randn_like(parameter), alpha=0.2)
     return UniDiffuser(

@@ -99,7 +99,7 @@ class UniDiffuser:
         self.codecs = Codecs(modalities)
         self.part = Offloaded(network.requires_grad_(False).eval(), weights)
         self.critic_part = None if critic is None else Offloaded(critic.requires_grad_(False).eval(), critic_weights)
-        self._other: Denoiser | None = None
+        self._other: Callable[[Settings], Denoiser] | None = None
         self.process_name, self.process = process, PROCESSES[process]()
         self.settings = settings or Settings()
         self.training, self.card = dict(training or {}), card
@@ -269,21 +269,27 @@ class UniDiffuser:
 
         A student's answers with samples, not with means.
         """
-        return self._denoiser(self.settings)
+        return self.denoiser_for(self.settings)
 
-    def through(self, denoiser: Denoiser) -> Self:
-        """The same model, weights and all, that asks another Denoiser, one that is shared, counted or watched.
+    def through(self, make: Callable[[Settings], Denoiser]) -> Self:
+        """The same model, weights and all, that asks other Denoisers, such as are shared, counted or watched.
 
-        It stands for the posterior as well: a student's samples and its scores want one each.
+        Args:
+            make: the Denoiser for one run of a solver with these settings. It stands for the posterior as well: a
+                student's samples and its scores want one each.
         """
         other = copy(self)
-        other._other = denoiser
+        other._other = make
         return other
 
-    def _denoiser(self, settings: Settings, wanted: Collection[str] | None = None) -> Denoiser:
-        """The Denoiser for one run of a solver; `wanted` are the streams that anybody asks for."""
+    def denoiser_for(self, settings: Settings, wanted: Collection[str] | None = None) -> Denoiser:
+        """The Denoiser for one run of a solver; `wanted` are the streams that anybody asks for.
+
+        Raises:
+            ValueError: the settings want reuse, and this network cannot.
+        """
         if self._other is not None:
-            return self._other
+            return self._other(settings)
         network = self.part.wake()
         if settings.reuse is not None:
             return ReusingDenoiser(settings.reuse, network, self.process, self.prediction, settings.label, wanted)
@@ -292,11 +298,12 @@ class UniDiffuser:
     @property
     def posterior(self) -> Denoiser:
         """E[x0 | x_t] under the law of the samples: the network, or a student's critic."""
-        return self._posterior(self.settings)
+        return self.posterior_for(self.settings)
 
-    def _posterior(self, settings: Settings) -> Denoiser:
+    def posterior_for(self, settings: Settings) -> Denoiser:
+        """`posterior` with these settings."""
         if self._other is not None:
-            return self._other
+            return self._other(settings)
         network = (self.critic_part or self.part).wake()
         return NetworkDenoiser(network, self.process, self.prediction, settings.label)
 
@@ -542,7 +549,7 @@ class UniDiffuser:
         t = self._checked_timesteps(batch, timesteps)
         part = self.critic_part or self.part
         with part.loaded():
-            x0 = self._posterior(self.choose(label=label))(xt, t)
+            x0 = self.posterior_for(self.choose(label=label))(xt, t)
         return {s: self.process.eps_from_x0(x0[s], x, t[modality_of(s)]) for s, x in xt.items()}
 
     def _draw(self, plan: "_Plan", seeds: Sequence[int], rows: slice, on_step: OnStep | None) -> Joint:
@@ -556,7 +563,7 @@ class UniDiffuser:
         wanted = [stream for stream in self.shapes if modality_of(stream) in plan.roles.sampled]
         with torch.inference_mode(), self.part.loaded():
             return sampling.sample(
-                self._denoiser(settings, wanted),
+                self.denoiser_for(settings, wanted),
                 self.process,
                 self.shapes,
                 plan.roles,

@@ -7,6 +7,7 @@ from unidiffuser.cli import flags
 from unidiffuser.cli.flags import Parser
 from unidiffuser.cli.terminal import Terminal
 
+WORLD = "scenes"
 ONLY_WITH_DATA = ("html", "features", "inception", "clip", "only")
 
 
@@ -19,25 +20,28 @@ def evaluate(args: argparse.Namespace, terminal: Terminal) -> int:
 
 
 def with_data(args: argparse.Namespace, settings: dict[str, Any], terminal: Terminal) -> int:
-    """Measure a model against the pairs of a folder."""
+    """Measure a model against the pairs of a folder or a world."""
     from pathlib import Path
 
     from unidiffuser.cli.outputs import beside
     from unidiffuser.datasets import open_data
     from unidiffuser.evaluation import lines
     from unidiffuser.evaluation.page import page
+    from unidiffuser.evaluation.reference import Truth, World
     from unidiffuser.evaluation.report import measure, prepare
 
     if args.html and Path(args.html).exists() and not args.force:
         raise ValueError(f"{args.html} is there already; use --force to overwrite it, or another --html")
     model = flags.load(args)
-    data = open_data(args.data, seed=args.seed or 0)
+    seed = args.seed or 0
+    world = args.data == WORLD and not Path(args.data).exists()
+    data: Truth = World(seed=seed) if world else open_data(args.data, seed=seed)
     with terminal.progress("evaluating") as progress:
         trial = prepare(
             model,
             data,
             200 if args.samples is None else args.samples,
-            seed=args.seed or 0,
+            seed=seed,
             settings=settings,
             features=args.features,
             inception=args.inception,
@@ -80,7 +84,11 @@ def with_scenes(args: argparse.Namespace, settings: dict[str, Any], terminal: Te
 def evaluate_flags(parser: Parser) -> None:
     """The flags of evaluate."""
     parser.add_argument("model", help="name of a model in the box, or a folder")
-    parser.flag("--data", metavar="FOLDER", help="true pairs to measure against, best such that it was not trained on")
+    parser.flag(
+        "--data",
+        metavar="FOLDER",
+        help="true pairs to measure against, best such that it was not trained on; 'scenes': those of the world",
+    )
     flags.add_placement(parser)
     parser.flag("--samples", type=flags.whole, metavar="N", help="of each, 8 to 10000 (default: 200; scenes: 1000)")
     parser.flag("--seed", type=flags.whole, help="of pairs and noise (default: 0)")

@@ -1,6 +1,6 @@
-"""The fitted codecs of a data set as two files, and the key that tells one set of codecs from another.
+"""The fitted codecs of a data set or a run as two files, and the key that tells one set of codecs from another.
 
-codecs.json           modality -> {"kind", "config"}
+codecs.json           {"sha256": of the other file, "codecs": modality -> {"kind", "config"}}
 codecs.safetensors    tensors "<modality>.<name>"
 """
 
@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save
+from safetensors.torch import load, save
 from torch import Tensor
 
 from unidiffuser import modalities, strict_json
@@ -39,31 +39,39 @@ def codec_key(codecs: Codecs) -> str:
 
 def save_codecs(folder: Path, codecs: Codecs) -> None:
     """Write the codecs into a folder that is there."""
-    config = {name: {"kind": codec.kind, "config": codec.config()} for name, codec in codecs.items()}
+    described = {name: {"kind": codec.kind, "config": codec.config()} for name, codec in codecs.items()}
     tensors: dict[str, Tensor] = {}
     for name, codec in codecs.items():
         tensors |= {f"{name}.{part}": x.detach().cpu().contiguous().clone() for part, x in codec.state().items()}
-    write_whole(folder / STATE, save(tensors))
+    state = save(tensors)
+    config = {"sha256": hashlib.sha256(state).hexdigest(), "codecs": described}
+    write_whole(folder / STATE, state)
     write_whole(folder / CONFIG, json.dumps(config, allow_nan=False).encode())
 
 
-def load_codecs(folder: Path) -> dict[str, Modality[Any]]:
+def load_codecs(folder: Path, cure: str = "encode the data again") -> dict[str, Modality[Any]]:
     """The codecs in a folder.
+
+    Args:
+        cure: what a person should do about damage.
 
     Raises:
         ValueError: they are missing or damaged.
     """
     try:
         config = strict_json.parse((folder / CONFIG).read_bytes())
-        tensors = load_file(folder / STATE)
+        state = (folder / STATE).read_bytes()
+        if config["sha256"] != hashlib.sha256(state).hexdigest():
+            raise ValueError("the checksum differs")
+        tensors = load(state)
         return {
             name: modalities.find(each["kind"]).restore(
                 each["config"],
                 {key.removeprefix(f"{name}."): x for key, x in tensors.items() if key.startswith(f"{name}.")},
             )
-            for name, each in config.items()
+            for name, each in config["codecs"].items()
         }
     except OSError as error:
         raise ValueError(f"{folder} holds no fitted codecs ({CONFIG}, {STATE}); give a folder that does") from error
     except (ValueError, KeyError, TypeError, AttributeError, SafetensorError) as error:
-        raise ValueError(f"the codecs in {folder} are damaged ({str(error)[:200]}); encode the data again") from error
+        raise ValueError(f"the codecs in {folder} are damaged ({str(error)[:200]}); {cure}") from error

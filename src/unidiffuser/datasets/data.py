@@ -46,6 +46,10 @@ class Data:
         """How many rows the sources have together. `len(pairs)` is more where rows take turns or are mixed."""
         return sum(len(source.cases) for source in self.sources)
 
+    def repeats(self, index: int) -> bool:
+        """Whether sample `index` shows the row of another, in a further turn or in the place of one that is damaged."""
+        return self.pairs.repeats(index)
+
     def values(self, modality: str, most: int | None = None) -> Iterator[Any]:
         """The raw values of a modality, every caption of a text, to fit a codec on; nothing else is decoded.
 

@@ -37,13 +37,13 @@ def classes(trial: Trial) -> Rows:
         judge = _judge(trial, of, text, labels)
         true = judge([pair[of] for pair in trial.reference.asked])
         ceiling = sum(a == b for a, b in zip(true, asked, strict=True)) / len(asked)
-        for given in (name for name in names if name != of):
-            seen = judge(trial.draw(of, (given,)))
+        for given in trial.givens(of):
+            seen, title = judge(trial.draw(of, given)), f"{of} given {' and '.join(given)}"
             hits = sum(a == b for a, b in zip(seen, wanted, strict=True))
             yield (
-                f"{of} given {given}: class",
+                f"{title}: class",
                 {
-                    "what": f"{of} given {given} is of the class of its pair, one of {len(labels)}",
+                    "what": f"{title} is of the class of its pair, one of {len(labels)}",
                     "features": "exact" if of == text else trial.features.named(trial.model.modalities[of]),
                     "numbers": {"accuracy": rate(hits, len(wanted), ceiling)},
                 },

@@ -9,7 +9,7 @@ from unidiffuser.evaluation.trial import NotMeasured, Rows, Trial
 
 
 def likeness(trial: Trial) -> Rows:
-    """A row for each modality that is no text, alone and given each other one.
+    """A row for each modality that is no text, alone and given each set of others.
 
     Truth is what other true pairs get: no model can be measured to be nearer to the data, but by chance.
     """
@@ -21,9 +21,9 @@ def likeness(trial: Trial) -> Rows:
         true = trial.vectors(name, [pair[name] for pair in asked])
         rest = trial.vectors(name, [pair[name] for pair in others[: len(asked)]])
         best = _compared(rest, true)
-        for given in [(), *((other,) for other in trial.reference.names if other != name)]:
+        for given in [(), *trial.givens(name)]:
             drawn = trial.vectors(name, trial.draw(name, given))
-            title = name + (f" given {given[0]}" if given else "")
+            title = name + (f" given {' and '.join(given)}" if given else "")
             yield (
                 f"{title}: distance",
                 {

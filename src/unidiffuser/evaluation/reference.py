@@ -1,13 +1,16 @@
 """The true pairs that a model is compared with: whole ones, drawn at random, those that its codecs refuse left out."""
 
+import hashlib
 from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, field
+from typing import Any, Protocol
 
 import torch
 
 from unidiffuser import modalities
-from unidiffuser.datasets import Data, DataLost
+from unidiffuser.datasets import DataLost
+from unidiffuser.datasets.pairs import Pairs
+from unidiffuser.datasets.scenes import Scenes
 from unidiffuser.joint import generator
 from unidiffuser.pipeline import UniDiffuser
 
@@ -17,6 +20,61 @@ MOST_OTHERS = 2000
 """So many pairs beside those that are asked about are read, to train classifiers on."""
 
 Pair = Mapping[str, Any]
+
+
+class Truth(Protocol):
+    """Where true pairs come from: open data (`datasets.Data`), or a world."""
+
+    @property
+    def pairs(self) -> Pairs:
+        """The pairs."""
+
+    @property
+    def kinds(self) -> Mapping[str, Mapping[str, Any]]:
+        """Modality -> {"kind": a file of modalities/, ...}."""
+
+    @property
+    def codecs(self) -> Mapping[str, Any] | None:
+        """Those of encoded data, else None."""
+
+    @property
+    def samples(self) -> int:
+        """How many of the pairs are different."""
+
+    @property
+    def digest(self) -> str:
+        """A hash of what they are."""
+
+    def repeats(self, index: int) -> bool:
+        """Whether the pair of this index shows what another one shows; asked again after it was read."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class World:
+    """The scenes as true pairs: those of the test set, which no training sees."""
+
+    seed: int = 0
+    kinds: Mapping[str, Mapping[str, Any]] = field(default_factory=lambda: {m: {"kind": m} for m in ("image", "text")})
+    codecs: None = None
+
+    @property
+    def pairs(self) -> Scenes:
+        """See `Truth`."""
+        return Scenes(seed=self.seed, split="test")
+
+    @property
+    def samples(self) -> int:
+        """See `Truth`."""
+        return len(self.pairs)
+
+    @property
+    def digest(self) -> str:
+        """See `Truth`."""
+        return hashlib.sha256(repr(self.pairs).encode()).hexdigest()
+
+    def repeats(self, index: int) -> bool:
+        """See `Truth`."""
+        return False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,7 +91,7 @@ class Reference:
     """Why a pair was not used -> how often."""
 
 
-def gather(model: UniDiffuser, data: Data, samples: int, seed: int) -> Reference:
+def gather(model: UniDiffuser, data: Truth, samples: int, seed: int) -> Reference:
     """Draw true pairs.
 
     Args:
@@ -47,12 +105,12 @@ def gather(model: UniDiffuser, data: Data, samples: int, seed: int) -> Reference
     order = torch.randperm(rows, generator=generator(seed, "evaluate/pairs")).tolist()
     whole: list[Pair] = []
     passed: dict[str, int] = {}
-    for row in (row for row in order if not data.pairs.repeats(row)):
+    for row in (row for row in order if not data.repeats(row)):
         if len(whole) == samples + max(samples, MOST_OTHERS):
             break
         try:
             pair = data.pairs[row]
-            if not data.pairs.repeats(row):  # asked again: only now is it known whether its row is damaged
+            if not data.repeats(row):  # a damaged one, which is known only now, has given its place to another
                 whole.append({name: model.modalities[name].check(pair[name]) for name in names})
         except KeyError as error:
             reason = f"it has no {error.args[0]}"
@@ -72,7 +130,7 @@ def gather(model: UniDiffuser, data: Data, samples: int, seed: int) -> Reference
     return Reference(names=names, asked=whole[:asked], others=whole[asked:], passed_over=_most(passed))
 
 
-def _shared(model: UniDiffuser, data: Data) -> tuple[str, ...]:
+def _shared(model: UniDiffuser, data: Truth) -> tuple[str, ...]:
     if data.codecs is not None:
         raise ValueError("these are encoded data, which have no pictures and no words; give those that they come from")
     names = tuple(name for name in model.modalities if name in data.kinds)

@@ -4,7 +4,6 @@ from collections.abc import Callable, Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from unidiffuser.datasets import Data
 from unidiffuser.evaluation.bits import bits
 from unidiffuser.evaluation.classes import classes
 from unidiffuser.evaluation.clip import clip_score
@@ -13,8 +12,9 @@ from unidiffuser.evaluation.likeness import likeness
 from unidiffuser.evaluation.numbers import shown, told
 from unidiffuser.evaluation.pairing import agreement, denoising
 from unidiffuser.evaluation.paths import paths
-from unidiffuser.evaluation.reference import gather
+from unidiffuser.evaluation.reference import Truth, gather
 from unidiffuser.evaluation.trial import CLIP, NotMeasured, Progress, Rows, Trial
+from unidiffuser.evaluation.wording import wording
 from unidiffuser.pipeline import MAX_SAMPLES, UniDiffuser
 
 LEAST_SAMPLES = 8
@@ -22,6 +22,7 @@ LEAST_SAMPLES = 8
 MEASURES: Mapping[str, Callable[[Trial], Rows]] = {
     "likeness": likeness,
     "classes": classes,
+    "wording": wording,
     "clip": clip_score,
     "agreement": agreement,
     "paths": paths,
@@ -32,7 +33,7 @@ MEASURES: Mapping[str, Callable[[Trial], Rows]] = {
 
 
 def evaluate_data(
-    model: UniDiffuser, data: Data, samples: int = 200, *, only: Collection[str] | None = None, **options: Any
+    model: UniDiffuser, data: Truth, samples: int = 200, *, only: Collection[str] | None = None, **options: Any
 ) -> dict[str, Any]:
     """Measure a model against true pairs of the modalities that it shares with the data.
 
@@ -48,7 +49,7 @@ def evaluate_data(
 
 def prepare(
     model: UniDiffuser,
-    data: Data,
+    data: Truth,
     samples: int = 200,
     *,
     seed: int = 0,

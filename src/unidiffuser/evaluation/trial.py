@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
+from itertools import combinations
 from pathlib import Path
 from typing import Any
 
@@ -58,6 +59,11 @@ class Trial:
                 self.tell(of + (f" given {' and '.join(given)}" if given else ""), rows.stop, self.samples)
             self.drawn[key] = values
         return self.drawn[key]
+
+    def givens(self, of: str) -> list[tuple[str, ...]]:
+        """What a modality can be sampled given: every set of others, the small ones first, never the empty one."""
+        others = [name for name in self.reference.names if name != of]
+        return [given for size in range(1, len(others) + 1) for given in combinations(others, size)]
 
     def pair(self, k: int) -> Pair:
         """The true pair that sample k is made from."""

@@ -68,6 +68,11 @@ class StableDiffusion(Modality[Picture]):
         return self._config["width"], self._config["height"]
 
     @property
+    def multiple(self) -> int:
+        """Pixels that width and height must be multiples of."""
+        return int(self._config["multiple"])
+
+    @property
     def factor(self) -> int:
         """Pixels a side of a latent cell."""
         return int(2 ** (len(self._config["autoencoder"]["block_out_channels"]) - 1))
@@ -81,7 +86,7 @@ class StableDiffusion(Modality[Picture]):
 
     def resized(self, width: int, height: int) -> Self:
         """The same codec, with the same parts, for pictures of another size."""
-        multiple = self._config["multiple"]
+        multiple = self.multiple
         if width < 1 or height < 1 or width % multiple or height % multiple or width * height > MAX_PIXELS:
             raise ValueError(
                 f"this model cannot make pictures of {width} x {height}; width and height must be multiples of "

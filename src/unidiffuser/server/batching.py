@@ -2,9 +2,10 @@
 
 Everything that draws or scores asks a Denoiser, and nothing else (the seam). So a sampling that runs in a thread of its
 own and is handed a *shared* Denoiser is batched with all others without knowing it: the call waits until a lane is
-free, the lane puts all that wait behind one another along the batch, asks the real Denoiser once, and hands each its
-rows back. Every row has its own timesteps, so samplings with other roles, steps, solvers or guidance share a forward,
-and a new one joins at its first call.
+free, the lane puts all that wait for the same Denoiser behind one another along the batch, asks it once, and hands each
+its rows back. Every row has its own timesteps, so samplings with other roles, steps, solvers or guidance share a
+forward, and a new one joins at its first call. Those that ask another Denoiser (another model, another label, one that
+remembers) or have other shapes wait for the same lanes, but share no forward.
 
 A row is the same to the bit in any batch (the networks promise that on one thread), so a lane computes on one thread,
 and there are as many lanes as cores. It knows no jobs, no requests and no raw data.
@@ -31,6 +32,7 @@ class StoppedError(Exception):
 class _Call:
     """One evaluation that waits."""
 
+    denoiser: Denoiser
     xt: Joint
     t: dict[str, Tensor]
     rows: int
@@ -38,19 +40,16 @@ class _Call:
 
 
 class Lanes:
-    """One model's Denoiser, shared by any number of threads."""
+    """Where Denoisers are asked, shared by any number of threads."""
 
-    def __init__(
-        self, denoiser: Denoiser, *, lanes: int = 1, rows: int = 16, seen: Callable[[int, int], None] | None = None
-    ) -> None:
+    def __init__(self, *, lanes: int = 1, rows: int = 16, seen: Callable[[int, int], None] | None = None) -> None:
         """
         Args:
-            denoiser: the one that is asked in batches.
             lanes: forwards at the same time; as many as cores on a CPU, one on a GPU.
             rows: at most so many rows a forward, unless a single call has more.
             seen: called with (rows, calls) of each forward, for statistics.
         """
-        self._denoiser, self._rows, self._seen = denoiser, rows, seen
+        self._rows, self._seen = rows, seen
         self._lanes, self._busy, self._running, self._closed = lanes, 0, 0, False
         self._waiting: list[_Call] = []
         self._changed = threading.Condition()
@@ -59,25 +58,29 @@ class Lanes:
             thread.start()
 
     @contextmanager
-    def joined(self, before: Callable[[], None]) -> Iterator[Denoiser]:
-        """A Denoiser for one sampling. `before` is called ahead of every evaluation; it may raise to give up."""
-
-        def shared(xt: Joint, t: dict[str, Tensor]) -> Joint:
-            before()
-            return self.ask(xt, t)
-
+    def joined(self) -> Iterator[None]:
+        """While one sampling runs: the lanes wait for its calls, a little, to put them together with others'."""
         with self._changed:
             self._running += 1
         try:
-            yield shared
+            yield
         finally:
             with self._changed:
                 self._running -= 1
                 self._changed.notify_all()
 
-    def ask(self, xt: Joint, t: dict[str, Tensor]) -> Joint:
-        """The clean estimates, computed together with whatever else waits."""
-        call = _Call(xt, t, batch_size(xt))
+    def shared(self, denoiser: Denoiser, before: Callable[[], None]) -> Denoiser:
+        """A Denoiser for one sampling that has joined. `before` is called ahead of every evaluation; it may raise."""
+
+        def ask(xt: Joint, t: dict[str, Tensor]) -> Joint:
+            before()
+            return self.ask(denoiser, xt, t)
+
+        return ask
+
+    def ask(self, denoiser: Denoiser, xt: Joint, t: dict[str, Tensor]) -> Joint:
+        """The clean estimates, computed together with whatever else waits for the same Denoiser."""
+        call = _Call(denoiser, xt, t, batch_size(xt))
         with self._changed:
             if self._closed:
                 raise StoppedError
@@ -121,12 +124,13 @@ class Lanes:
             return []
 
     def _take(self, count: int) -> list[_Call]:
-        """The first calls that wait, at most `count` of them and about `rows` rows, all of the same shapes."""
+        """The first call that waits and those after it that can share its forward: at most `count` calls, and no more
+        than about `rows` rows. The first goes first whatever it is, so none waits for ever.
+        """
         taken: list[_Call] = []
         kind, rows = _kind(self._waiting[0]), 0
-        for call in list(self._waiting):
-            full = len(taken) == count or (taken and rows + call.rows > self._rows)
-            if full or _kind(call) != kind:
+        for call in [call for call in self._waiting if _kind(call) == kind]:
+            if len(taken) == count or (taken and rows + call.rows > self._rows):
                 break
             self._waiting.remove(call)
             taken.append(call)
@@ -138,7 +142,8 @@ class Lanes:
         if self._seen:
             self._seen(sum(call.rows for call in calls), len(calls))
         try:
-            together = self._denoiser(cat_joints([call.xt for call in calls]), cat_joints([call.t for call in calls]))
+            xt, t = cat_joints([call.xt for call in calls]), cat_joints([call.t for call in calls])
+            together = calls[0].denoiser(xt, t)
         except Exception as error:
             if len(calls) == 1:
                 calls[0].answer.set_exception(error)
@@ -154,5 +159,5 @@ class Lanes:
 
 
 def _kind(call: _Call) -> tuple[object, ...]:
-    """What calls must share to be put into one batch: shapes and number formats."""
-    return tuple((stream, x.shape[1:], x.dtype) for stream, x in call.xt.items())
+    """What calls must share to be put into one batch: whom they ask, shapes and number formats."""
+    return (id(call.denoiser), *((stream, x.shape[1:], x.dtype) for stream, x in call.xt.items()))

@@ -60,8 +60,8 @@ def _as_job(recipe: Recipe, models: Mapping[str, str]) -> dict[str, Any]:
         notes.append(
             f"it was made by the model {recipe.model!r} ({recipe.model_sha256[:10]}), which is not loaded here"
         )
-    if recipe.reuse or recipe.size or recipe.label or recipe.dtype != "float32":
-        notes.append("it was made with a size, a label, a number format or reuse that jobs do not take; it will differ")
+    if recipe.dtype != "float32":
+        notes.append(f"it was made in {recipe.dtype}, and this server computes in float32; it will differ")
     job = {
         "model": models.get(recipe.model_sha256),
         "names": list(recipe.sampled),
@@ -71,6 +71,11 @@ def _as_job(recipe: Recipe, models: Mapping[str, str]) -> dict[str, Any]:
         "steps": recipe.steps,
         "solver": recipe.solver,
         "guidance": recipe.guidance.get("scale"),
+        "guidance_interval": recipe.guidance.get("interval"),
+        "guidance_against": recipe.guidance.get("against"),
+        "label": recipe.label,
+        "reuse": dict(recipe.reuse) or None,
+        "size": list(recipe.size) or None,
         "looseness": dict(recipe.looseness),
         "path": dict(recipe.path),
     }

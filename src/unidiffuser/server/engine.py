@@ -2,28 +2,31 @@
 
 A job is a `JobBody`. It is first *checked*: its values are read by the codecs and it is rehearsed up to the first
 evaluation of the network, which refuses everything that a real run would refuse, at the cost of no forward. Then it is
-*run* in a thread of its own; its Denoiser is a share of the model's lanes (`batching`), and what happens on the way is
-told through a callback. The engine knows no process, no queue and no HTTP.
+*run* in a thread of its own; its Denoiser is a share of the lanes (`batching`), and what happens on the way is told
+through a callback. The engine knows no process, no queue and no HTTP.
 """
 
 import time
 from collections.abc import Callable, Mapping
 from contextlib import suppress
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from unidiffuser.checkpoints import Settings
+from unidiffuser.denoiser import Denoiser
 from unidiffuser.joint import Joint, seeds_from
 from unidiffuser.pipeline import UniDiffuser
 from unidiffuser.sampling import GRIDS
 from unidiffuser.server import dropped, wire
+from unidiffuser.server.asked import cost, decided, evaluations, read_all, read_mask, size_of, sized_for
 from unidiffuser.server.batching import Lanes, StoppedError
 from unidiffuser.server.schemas import JobBody
 from unidiffuser.server.truth import speaks_scenes
-from unidiffuser.server.verbs import Bench, Emit, cost, evaluations, read_all, read_mask, run
+from unidiffuser.server.verbs import Bench, Emit, run
 from unidiffuser.solvers import SOLVERS
 
 MAX_WORDS_SHOWN = 300
@@ -55,15 +58,12 @@ class Engine:
         """
         self.models, self.library = dict(models), library
         self.scenes = {name for name, model in models.items() if speaks_scenes(model.modalities)}
-        share = partial(Lanes, lanes=lanes, rows=rows, seen=seen)
-        self.lanes = {name: share(model.denoiser) for name, model in self.models.items()}
-        students = {name: model for name, model in self.models.items() if model.critic_part}
-        self.posteriors = self.lanes | {name: share(model.posterior) for name, model in students.items()}
+        self.lanes = Lanes(lanes=lanes, rows=rows, seen=seen)
+        self._asked: dict[tuple[str, bool, int], Denoiser] = {}
 
     def close(self) -> None:
         """Stop all lanes; jobs that run end with `StoppedError`."""
-        for lanes in {*self.lanes.values(), *self.posteriors.values()}:
-            lanes.close()
+        self.lanes.close()
 
     def describe(self) -> list[dict[str, Any]]:
         """Every model as JSON: what a client must know to ask."""
@@ -80,22 +80,24 @@ class Engine:
         if name not in self.models:
             raise ValueError(f"there is no model {name!r} here; there are {', '.join(self.models)}")
         model = self.models[name]
-        values = {part: read_all(model, getattr(job, part)) for part in ("given", "second")}
+        sized = sized_for(model, job.size)
+        values = {part: read_all(sized, getattr(job, part)) for part in ("given", "second")}
         masks = {m: read_mask(m, url) for m, url in job.masks.items()}
-        settings = model.choose(job.steps, job.solver, job.guidance)
         plain = job.plain | {
             "model": name,
             "seed": seeds_from(job.seed, job.n)[0],
-            "steps": settings.steps,
-            "solver": settings.solver,
-            **{
-                part: {m: wire.write(model.modalities[m], raw) for m, raw in raws.items()}
-                for part, raws in values.items()
-            },
+            **{part: {m: wire.write(sized.codecs[m], raw) for m, raw in raws.items()} for part, raws in values.items()},
             "masks": {m: wire.picture(mask) for m, mask in masks.items()},
         }
+        plain |= decided(model, plain)
+        asked = partial(self._denoiser, name, job.verb)
+
+        def rehearse(settings: Settings) -> Denoiser:
+            asked(settings)  # raises what is wrong with them
+            return _rehearse
+
         with suppress(_RehearsedError):
-            run(Bench(model=model.through(_rehearse), emit=_silent, library=self.library), plain)
+            run(Bench(model=model.through(rehearse), emit=_silent, library=self.library), plain)
         return plain, cost(model, plain)
 
     def read(self, image: str) -> dict[str, Any]:
@@ -120,12 +122,30 @@ class Engine:
             if plain["verb"] in ASK_POSTERIOR:
                 emit({"event": "step", "done": asked, "total": max(asked, evaluations(plain))})
 
-        lanes = self.posteriors if plain["verb"] in ASK_POSTERIOR else self.lanes
-        with lanes[plain["model"]].joined(before) as shared:
-            model = self.models[plain["model"]].through(shared)
-            scenes = plain["model"] in self.scenes
-            result = run(Bench(model=model, emit=emit, library=self.library, scenes=scenes), plain)
+        name = plain["model"]
+
+        def shared(settings: Settings) -> Denoiser:
+            return self.lanes.shared(self._denoiser(name, plain["verb"], settings), before)
+
+        with self.lanes.joined():
+            model = self.models[name].through(shared)
+            bench = Bench(model=model, emit=emit, library=self.library, scenes=name in self.scenes)
+            result = run(bench, plain)
         return result | {"seconds": round(time.monotonic() - started, 3)}
+
+    def _denoiser(self, name: str, verb: str, settings: Settings) -> Denoiser:
+        """Whom a job asks: one and the same Denoiser for all that may share a forward. With reuse it remembers what it
+        was asked before, so every run has its own.
+
+        Raises:
+            ValueError: a network that cannot reuse its blocks.
+        """
+        model = self.models[name]
+        critic = verb in ASK_POSTERIOR and model.critic_part is not None
+        if settings.reuse and verb not in ASK_POSTERIOR:
+            return model.denoiser_for(settings)
+        made = model.posterior_for(settings) if critic else model.denoiser_for(replace(settings, reuse=None))
+        return self._asked.setdefault((name, critic, settings.label), made)
 
 
 def _rehearse(xt: Joint, t: dict[str, Tensor]) -> Joint:
@@ -147,10 +167,12 @@ def _described(name: str, model: UniDiffuser, scenes: bool) -> dict[str, Any]:
                 "suffix": codec.suffix,
                 "shapes": {s: list(shape) for s, shape in codec.streams.items()},
                 "words": _words(codec),
-                "size": getattr(codec, "size", None),
+                "size": size_of(codec),
+                "multiple": getattr(codec, "multiple", None),
             }
             for m, codec in model.modalities.items()
         ],
+        "labels": model.labels,
         "settings": asdict(model.settings),
         "solvers": {row: {"evaluations": s.evaluations, "stochastic": s.stochastic} for row, s in SOLVERS.items()},
         "grids": list(GRIDS),

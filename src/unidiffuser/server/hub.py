@@ -17,7 +17,7 @@ from unidiffuser.server.events import Told
 from unidiffuser.server.limits import TurnedAwayError, missing
 from unidiffuser.server.link import BrokenError, Link, LostError, RefusedError
 from unidiffuser.server.store import Row, new_id
-from unidiffuser.server.work import Work, summary
+from unidiffuser.server.work import Work
 
 T = TypeVar("T")
 
@@ -32,7 +32,7 @@ class Hub:
     @property
     def models(self) -> list[dict[str, Any]]:
         """What the workers said of their models."""
-        return self.work.models
+        return self.work.stations.models
 
     async def submit(self, owner: str, client: str, body: Mapping[str, Any], key: str | None = None) -> Row:
         """A new job, or the one with the same idempotency key.
@@ -55,6 +55,7 @@ class Hub:
             created=now, deadline=now + wait, key=key, print=print_,
         )  # fmt: skip
         live = self.work.push(row, client)  # before the store, so that what is being written counts as waiting
+        live.log.tell("queued", {"ahead": self.work.queue.ahead(row.id)})
         try:
             await asyncio.to_thread(self.store.add, row)
         except Exception:
@@ -62,7 +63,6 @@ class Hub:
             if key is not None and (known := await asyncio.to_thread(self.store.by_key, owner, key)):
                 return known  # the same request came twice at once
             raise
-        live.log.tell("queued", {"ahead": self.work.queue.ahead(row.id) if row.state == "queued" else 0})
         self.metrics.admitted.labels(row.verb).inc()
         self.work.wake()
         return row
@@ -130,12 +130,12 @@ class Hub:
             return
         found = await asyncio.to_thread(self.store.get, row.id)
         if found and found.over:
-            yield Told(max(found.last_event, number + 1), found.state, summary(found), last=True)
+            yield Told(found.last_event, found.state, found.told, last=True)
 
     def _admit(self, cost: int) -> None:
         if self.work.draining:
             raise TurnedAwayError(503, "the server is stopping", "draining", retry=10)
-        if not self.work.models:
+        if not self.work.stations.models:
             raise TurnedAwayError(503, self.work.trouble(), "not_ready", retry=2)
         if cost > self.limits.job_cost:
             raise TurnedAwayError(
@@ -159,7 +159,7 @@ class Hub:
         """What a worker answers at once, beside its jobs."""
         if self._checks >= self.limits.checks:
             raise TurnedAwayError(429, "too many requests at the same moment", "busy", retry=1)
-        link = self.work.worker()
+        link = self.work.stations.any_link()
         if link is None:
             raise TurnedAwayError(503, self.work.trouble() or "the worker is starting again", "not_ready", retry=2)
         self._checks += 1

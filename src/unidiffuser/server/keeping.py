@@ -16,7 +16,7 @@ from pydantic import BaseModel, Field
 from unidiffuser.server.hub import Hub
 from unidiffuser.server.kept import MOST
 from unidiffuser.server.limits import TurnedAwayError, missing
-from unidiffuser.server.native import REFUSALS, JobId, owner_of, told
+from unidiffuser.server.native import REFUSALS, JobId, listed, owner_of
 from unidiffuser.server.schemas import JobAnswer, Strict
 from unidiffuser.server.store import Row
 from unidiffuser.server.strict import StrictRoute
@@ -149,7 +149,7 @@ def _add_search(api: APIRouter, hub: Hub, tastes: Tastes) -> None:
         only = {m.job for m in await asyncio.to_thread(hub.store.kept.of, owner)} if body.kept else None
         names = await asyncio.to_thread(tastes.person(owner).history.find, body.words, only)
         rows = {row.id: row for row in await asyncio.to_thread(hub.store.many, names[: body.limit])}
-        return {"jobs": [told(hub, rows[n]) for n in names[: body.limit] if n in rows], "total": len(names)}
+        return {"jobs": [listed(hub, rows[n]) for n in names[: body.limit] if n in rows], "total": len(names)}
 
 
 def _add_taste(api: APIRouter, tastes: Tastes) -> None:

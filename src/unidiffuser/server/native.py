@@ -4,9 +4,10 @@ POST   /api/jobs                 202, a new job        GET  /api/jobs           
 GET    /api/jobs/{id}            how it stands         DELETE /api/jobs/{id}         stop it, or forget it
 POST   /api/jobs/{id}/retry      once more             GET  /api/jobs/{id}/events    server-sent events
 GET    /api/jobs/{id}/result     what came of it       GET  /api/jobs/{id}/files/... a picture, a sound
-POST   /api/recipe               what a picture says of how it was made
+GET    /api/jobs/{id}/film       it moves, as a GIF    POST /api/recipe              what a picture says of itself
 """
 
+import asyncio
 import json
 from collections.abc import AsyncIterator
 from typing import Annotated, Any
@@ -16,13 +17,13 @@ from fastapi.responses import StreamingResponse
 from pydantic import Field
 
 from unidiffuser.server.files import TYPE
+from unidiffuser.server.film import film
 from unidiffuser.server.guard import COOKIE, Guard, session_of
 from unidiffuser.server.hub import Hub
 from unidiffuser.server.limits import TurnedAwayError, missing
-from unidiffuser.server.schemas import ErrorAnswer, JobAnswer, JobBody, JobList, PictureBody, Status, Strict
+from unidiffuser.server.schemas import MAX_N, ErrorAnswer, JobAnswer, JobBody, JobList, PictureBody, Status, Strict
 from unidiffuser.server.store import Row
 from unidiffuser.server.strict import StrictRoute
-from unidiffuser.server.work import summary
 
 JobId = Annotated[str, Path(pattern=r"^[0-9a-f]{32}$", description="The id of a job.")]
 Key = Annotated[str | None, Header(alias="Idempotency-Key", min_length=1, max_length=128, pattern=r"^[\x21-\x7e]+$")]
@@ -63,7 +64,7 @@ def _add_status(api: APIRouter, hub: Hub, guard: Guard, library: str) -> None:
             "ready": hub.work.ready,
             "trouble": hub.work.trouble(),
             "models": hub.models,
-            "queue": {"waiting": len(hub.work.queue), "running": hub.work.running},
+            "queue": {"waiting": len(hub.work.queue), "running": hub.work.stations.running},
             "limits": {"job_cost": hub.limits.job_cost, "queue_jobs": hub.limits.queue_jobs},
         }
 
@@ -101,9 +102,9 @@ def _add_jobs(api: APIRouter, hub: Hub) -> None:
         before: Annotated[float, Query(ge=0, le=1e12)] = 1e12,
         limit: Annotated[int, Query(ge=1, le=200)] = 50,
     ) -> dict[str, Any]:
-        """Jobs, newest first; `before` is the creation time of the last one seen."""
+        """Jobs, newest first, without the files that were given; `before` is the creation time of the last one seen."""
         rows = await hub.history(owner_of(request), before, limit)
-        return {"jobs": [told(hub, row) for row in rows]}
+        return {"jobs": [listed(hub, row) for row in rows]}
 
     @api.get("/jobs/{name}", response_model=JobAnswer)
     async def read(request: Request, name: JobId) -> dict[str, Any]:
@@ -132,6 +133,7 @@ def _add_jobs(api: APIRouter, hub: Hub) -> None:
 
 def _add_results(api: APIRouter, hub: Hub) -> None:
     """What happens to a job and what comes of it, and what a picture says of how it was made."""
+    drawing = asyncio.Semaphore(FILMS)
 
     @api.get(
         "/jobs/{name}/events",
@@ -173,12 +175,26 @@ def _add_results(api: APIRouter, hub: Hub) -> None:
         headers = {"cache-control": "private, max-age=31536000, immutable", "accept-ranges": "none"}
         return Response(await hub.bytes_of(place), media_type=TYPE[place.suffix[1:]], headers=headers)
 
+    @api.get(
+        "/jobs/{name}/film",
+        response_class=Response,
+        responses={200: {"content": {"image/gif": {}}, "description": "A GIF."}},
+    )
+    async def moving(request: Request, name: JobId, sample: Annotated[int, Query(ge=0, lt=MAX_N)] = 0) -> Response:
+        """A chain, an interpolation, or a sample settling out of noise, as a moving picture; 409 if there is none."""
+        row = await hub.find(owner_of(request), name)
+        async with drawing:
+            data = await film(hub, row, sample)
+        return Response(data, media_type="image/gif", headers={"cache-control": "no-store"})
+
     @api.post("/recipe", response_model=dict[str, Any])
     async def recipe(body: PictureBody) -> dict[str, Any]:
         """What a picture says of how it was made, as far as it can be understood."""
         return await hub.read_recipe(body.image)
 
 
+FILMS = 2
+"""Films that are drawn at the same time."""
 UNBUFFERED = {"cache-control": "no-store", "x-accel-buffering": "no"}
 
 
@@ -202,4 +218,15 @@ def owner_of(request: Request) -> str:
 def told(hub: Hub, row: Row) -> dict[str, Any]:
     """A job as clients see it, with its place in the queue."""
     waits = row.state == "queued" and row.id in hub.work.queue
-    return summary(row) | {"ahead": hub.work.queue.ahead(row.id) if waits else None}
+    return row.told | {"ahead": hub.work.queue.ahead(row.id) if waits else None}
+
+
+def listed(hub: Hub, row: Row) -> dict[str, Any]:
+    """A job among many: without the data of the files that it was given, of which a long history would have much."""
+    job = told(hub, row)
+
+    def light(value: Any) -> Any:
+        return {"type": value["type"]} if isinstance(value, dict) else value
+
+    parts = {part: {m: light(v) for m, v in row.job[part].items()} for part in ("given", "second", "masks")}
+    return job | {"job": row.job | parts}

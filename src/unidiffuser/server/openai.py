@@ -7,7 +7,8 @@
     GET  /v1/models
 
 What is accepted but means nothing here is listed in the answer's "ignored". Our own settings come in one object,
-"unidiffuser": {"seed", "steps", "solver", "guidance", "looseness"}; the seed that was used is in the answer.
+"unidiffuser": {"seed", "steps", "guidance", "looseness", ...} (`openai_schemas.Extras`); the seed that was used is in
+the answer.
 """
 
 import asyncio
@@ -17,31 +18,22 @@ from typing import Any
 
 from fastapi import APIRouter, Request
 from fastapi.responses import StreamingResponse
-from starlette.datastructures import UploadFile
 
+from unidiffuser.server.forms import read_form
 from unidiffuser.server.hub import Hub
 from unidiffuser.server.images import as_format, sse
-from unidiffuser.server.limits import TurnedAwayError, missing
+from unidiffuser.server.limits import missing
 from unidiffuser.server.native import REFUSALS, UNBUFFERED, owner_of
-from unidiffuser.server.openai_schemas import (
-    ChatBody,
-    EditForm,
-    ImageAnswer,
-    ImageBody,
-    VariationForm,
-    caption_asked,
-    form_schema,
-    ignored,
-)
+from unidiffuser.server.openai_chat import add_chat
+from unidiffuser.server.openai_jobs import kinds_of, size_asked, with_extras, written
+from unidiffuser.server.openai_schemas import EditForm, ImageAnswer, ImageBody, VariationForm, form_schema, ignored
 from unidiffuser.server.schemas import JobBody
 from unidiffuser.server.store import Row
 from unidiffuser.server.strict import StrictRoute
+from unidiffuser.server.waiting import carried_out, leave
 
 VARIATION = 0.6
 """The timestep that a variation starts from: enough of the picture is left to know it again."""
-LIMITS = {"max_files": 2, "max_fields": 24, "max_part_size": 64 * 1024}
-MAX_FILE = 24 * 2**20
-CHUNK = 2**20
 
 
 def routes(hub: Hub) -> APIRouter:
@@ -64,7 +56,7 @@ def routes(hub: Hub) -> APIRouter:
     @api.post("/images/generations", response_model=ImageAnswer, response_model_exclude_none=True)
     async def generations(request: Request, body: ImageBody) -> Any:
         """Pictures of a sentence."""
-        picture, text = _kinds(hub, body.model)
+        picture, text = kinds_of(hub, body.model)
         job = {"names": [picture["name"]], "given": {text["name"]: body.prompt}}
         return await _images(hub, request, body, picture, job)
 
@@ -76,8 +68,8 @@ def routes(hub: Hub) -> APIRouter:
     )
     async def edits(request: Request) -> Any:
         """A picture made anew under a mask (its transparent part, or white); without one, varied by the sentence."""
-        form, files = await _form(request, EditForm, ("image", "mask"))
-        picture, text = _kinds(hub, form.model)
+        form, files = await read_form(request, EditForm, ("image", "mask"))
+        picture, text = kinds_of(hub, form.model)
         name = picture["name"]
         job: dict[str, Any] = {"names": [name], "given": {name: files["image"], text["name"]: form.prompt}}
         if "mask" in files:
@@ -94,40 +86,27 @@ def routes(hub: Hub) -> APIRouter:
     )
     async def variations(request: Request) -> Any:
         """Pictures near a picture."""
-        form, files = await _form(request, VariationForm, ("image",))
-        picture, _ = _kinds(hub, form.model)
+        form, files = await read_form(request, VariationForm, ("image",))
+        picture, _ = kinds_of(hub, form.model)
         name = picture["name"]
         job = {"names": [name], "given": {name: files["image"]}, "looseness": {name: VARIATION}}
         return await _images(hub, request, form, picture, job)
 
-    @api.post("/chat/completions")
-    async def chat(request: Request, body: ChatBody) -> Any:
-        """A sentence about the picture in the last user message."""
-        picture, text = _kinds(hub, body.model)
-        image, skipped = caption_asked(body)
-        job = _with_extras({"names": [text["name"]], "given": {picture["name"]: image}, "n": body.n or 1}, body)
-        job["seed"] = body.seed if body.seed is not None else job.get("seed")
-        row = await _carried_out(hub, request, job)
-        answer = _completion(row, text["name"], [*ignored(body), *skipped])
-        if body.stream:
-            return StreamingResponse(_chunks(answer), media_type="text/event-stream", headers=UNBUFFERED)
-        return answer
-
+    add_chat(api, hub)
     return api
 
 
 async def _images(hub: Hub, request: Request, body: Any, picture: dict[str, Any], job: dict[str, Any]) -> Any:
     """Submit a job for pictures and answer with them."""
-    _check_size(body.size, picture)
-    n = body.n or 1
-    job = _with_extras(job | {"n": n, "model": body.model}, body)
+    size = size_asked(body.size, picture)
+    job = with_extras(job | {"n": body.n or 1} | ({"size": size} if size != picture["size"] else {}), body)
     format_ = getattr(body, "output_format", None) or "png"
     if getattr(body, "stream", None):
         count = getattr(body, "partial_images", None) or 0
-        row = await hub.submit(owner_of(request), request.state.client, _plain(job | {"partials": count}))
+        row = await hub.submit(owner_of(request), request.state.client, JobBody(**job, partials=count).plain)
         stream = _image_stream(hub, row, picture["name"], format_)
         return StreamingResponse(stream, media_type="text/event-stream", headers=UNBUFFERED)
-    row = await _carried_out(hub, request, job)
+    row = await carried_out(hub, request, job)
     data = []
     for sample in (row.result or {})["samples"]:
         value = sample["values"][picture["name"]]
@@ -142,7 +121,7 @@ async def _images(hub: Hub, request: Request, body: Any, picture: dict[str, Any]
     return {
         "created": int(row.created),
         "data": data,
-        "size": f"{picture['size']}x{picture['size']}",
+        "size": written(size),
         "output_format": "png" if body.response_format == "url" else format_,
         "ignored": ignored(body),
     }
@@ -161,7 +140,7 @@ async def _image_stream(hub: Hub, row: Row, name: str, format_: str) -> AsyncIte
                 yield sse("image_generation.partial_image", body)
                 index += 1
     except asyncio.CancelledError:  # the client left
-        await _leave(hub, row)
+        await leave(hub, row)
         raise
     done = await hub.wait(row.id)
     if done.state != "done" or done.result is None:
@@ -170,39 +149,6 @@ async def _image_stream(hub: Hub, row: Row, name: str, format_: str) -> AsyncIte
     for sample in done.result["samples"]:
         encoded = await _encoded(hub, done, sample["values"][name]["url"], format_, None)
         yield sse("image_generation.completed", {"b64_json": encoded, "seed": sample["seed"], **common})
-
-
-async def _carried_out(hub: Hub, request: Request, job: dict[str, Any]) -> Row:
-    """A job that is waited for; when its client leaves it is stopped, after a grace."""
-    row = await hub.submit(owner_of(request), request.state.client, _plain(job))
-    waiting = asyncio.ensure_future(hub.wait(row.id))
-    leaving = asyncio.ensure_future(_left(request))
-    try:
-        await asyncio.wait({waiting, leaving}, return_when=asyncio.FIRST_COMPLETED)
-        if not waiting.done():
-            await asyncio.wait({waiting}, timeout=hub.limits.grace)
-        if not waiting.done():
-            await _leave(hub, row)
-        done = await waiting
-    finally:
-        leaving.cancel()
-    if done.state == "done":
-        return done
-    if done.state == "expired":
-        raise TurnedAwayError(503, done.error or "the deadline passed", "expired", retry=5)
-    if done.state == "cancelled":
-        raise TurnedAwayError(409, "the job was stopped", "cancelled")
-    raise TurnedAwayError(503, done.error or "the job failed", done.state, retry=2)
-
-
-async def _left(request: Request) -> None:
-    """Return when the client has gone."""
-    while not await request.is_disconnected():
-        await asyncio.sleep(0.2)
-
-
-async def _leave(hub: Hub, row: Row) -> None:
-    await hub.cancel(row.owner, row.id)
 
 
 async def _encoded(hub: Hub, row: Row, url: str, format_: str, quality: int | None) -> str:
@@ -214,102 +160,5 @@ async def _encoded(hub: Hub, row: Row, url: str, format_: str, quality: int | No
     return base64.b64encode(await asyncio.to_thread(as_format, data, format_, quality)).decode()
 
 
-async def _form(request: Request, schema: type[Any], names: tuple[str, ...]) -> tuple[Any, dict[str, str]]:
-    """The fields of a multipart form, strictly, and its files as data URLs."""
-    kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
-    if kind != "multipart/form-data":
-        raise TurnedAwayError(415, "send a form with files, as multipart/form-data", "not_multipart")
-    fields: dict[str, Any] = {}
-    files: dict[str, str] = {}
-    async with request.form(**LIMITS) as form:
-        for key, value in form.multi_items():
-            name = key.removesuffix("[]")
-            if name in fields or name in files:
-                raise TurnedAwayError(400, f"the field {name[:40]!r} is there twice", "twice", param=name[:40])
-            if isinstance(value, UploadFile):
-                if name not in names:
-                    raise TurnedAwayError(422, f"there is no file field {name[:40]!r} here", "invalid", param=name[:40])
-                files[name] = await _data_url(value)
-            else:
-                fields[name] = value
-    for name in names[:1]:
-        if name not in files:
-            raise TurnedAwayError(422, f"the file field {name!r} is missing", "invalid", param=name)
-    return schema.read(fields), files
-
-
-async def _data_url(file: UploadFile) -> str:
-    data = await file.read(MAX_FILE + 1)
-    if len(data) > MAX_FILE:
-        raise TurnedAwayError(413, f"a file is larger than {MAX_FILE >> 20} MiB", "too_large")
-    return "data:image/png;base64," + base64.b64encode(data).decode()
-
-
-def _kinds(hub: Hub, name: str | None) -> tuple[dict[str, Any], dict[str, Any]]:
-    """The picture and the sentence of a model."""
-    if not hub.models:
-        raise TurnedAwayError(503, hub.work.trouble(), "not_ready", retry=2)
-    entry = next((m for m in hub.models if name in (None, m["name"])), None)
-    if entry is None:
-        known = ", ".join(m["name"] for m in hub.models)
-        raise TurnedAwayError(
-            404, f"there is no model of that name; there are {known}", "model_not_found", param="model"
-        )
-    kinds = {m["media_type"]: m for m in reversed(entry["modalities"])}
-    if "image" not in kinds or "text" not in kinds:
-        raise TurnedAwayError(422, f"the model {entry['name']} has no picture and sentence", "no_such_modality")
-    return kinds["image"], kinds["text"]
-
-
-def _check_size(size: str | None, picture: dict[str, Any]) -> None:
-    own = f"{picture['size']}x{picture['size']}"
-    if size not in (None, "auto", own):
-        raise TurnedAwayError(422, f"size must be {own} or auto: this model makes no other", "invalid", param="size")
-
-
-def _with_extras(job: dict[str, Any], body: Any) -> dict[str, Any]:
-    """A job with the client's own settings."""
-    extras = body.unidiffuser.model_dump(exclude_none=True) if getattr(body, "unidiffuser", None) else {}
-    loose = extras.pop("looseness", {})
-    return job | {"model": body.model} | extras | {"looseness": {**job.get("looseness", {}), **loose}}
-
-
-def _plain(job: dict[str, Any]) -> dict[str, Any]:
-    """The whole body of a native job."""
-    return JobBody(**job).plain
-
-
 def _model(entry: dict[str, Any]) -> dict[str, Any]:
     return {"id": entry["name"], "object": "model", "created": 0, "owned_by": "unidiffuser"}
-
-
-def _completion(row: Row, name: str, skipped: list[str]) -> dict[str, Any]:
-    samples = (row.result or {})["samples"]
-    return {
-        "id": f"chatcmpl-{row.id}",
-        "object": "chat.completion",
-        "created": int(row.created),
-        "model": row.model,
-        "choices": [
-            {
-                "index": k,
-                "message": {"role": "assistant", "content": sample["values"][name], "refusal": None},
-                "logprobs": None,
-                "finish_reason": "stop",
-            }
-            for k, sample in enumerate(samples)
-        ],
-        "usage": {"prompt_tokens": 0, "completion_tokens": 0, "total_tokens": 0},
-        "seed": row.job["seed"],
-        "ignored": skipped,
-    }
-
-
-async def _chunks(answer: dict[str, Any]) -> AsyncIterator[str]:
-    """A completion as a stream: the sentence is drawn as a whole, so it comes as one piece."""
-    head = {key: answer[key] for key in ("id", "created", "model")} | {"object": "chat.completion.chunk"}
-    for choice in answer["choices"]:
-        delta = {"role": "assistant", "content": choice["message"]["content"]}
-        yield sse(None, {**head, "choices": [{"index": choice["index"], "delta": delta, "finish_reason": None}]})
-        yield sse(None, {**head, "choices": [{"index": choice["index"], "delta": {}, "finish_reason": "stop"}]})
-    yield "data: [DONE]\n\n"

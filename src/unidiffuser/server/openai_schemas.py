@@ -6,20 +6,16 @@ from fastapi.exceptions import RequestValidationError
 from pydantic import BaseModel, Field, ValidationError
 
 from unidiffuser.server.limits import TurnedAwayError
-from unidiffuser.server.schemas import MAX_SEED, MAX_TEXT, Name, Scale, Strict, Timestep
+from unidiffuser.server.schemas import MAX_SEED, MAX_TEXT, Drawn, Name, Strict, Timestep
 
 MAX_IMAGES = 10
 Size = Annotated[str, Field(max_length=20)]
 Word = Annotated[str, Field(max_length=200)]
 
 
-class Extras(Strict):
+class Extras(Drawn):
     """Our own settings, in one object."""
 
-    seed: int | None = Field(None, ge=0, le=MAX_SEED)
-    steps: int | None = Field(None, ge=1, le=1000)
-    solver: str | None = Field(None, max_length=40)
-    guidance: Scale | dict[Name, Scale] | None = None
     looseness: dict[Name, Timestep] | None = Field(None, max_length=32)
 
 

@@ -14,6 +14,7 @@ MAX_TEXT = 20_000
 Name = Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]{0,31}$")]
 Timestep = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
 Scale = Annotated[float, Field(ge=0, le=100, allow_inf_nan=False)]
+Side = Annotated[int, Field(ge=1, le=8192)]
 Number = Annotated[float, Field(allow_inf_nan=False)]
 Value = Annotated[str, Field(min_length=1)] | Annotated[list[Number], Field(min_length=1, max_length=65_536)]
 """A sentence, a data URL or numbers, as the modality's media type has it."""
@@ -26,7 +27,31 @@ class Strict(BaseModel):
     model_config = ConfigDict(strict=True, extra="forbid", frozen=True)
 
 
-class JobBody(Strict):
+class ReuseBody(Strict):
+    """How inner blocks are reused: faster, and not exact."""
+
+    every: int = Field(2, ge=2, le=100, description="They are computed at the first of every so many evaluations.")
+    outer: int = Field(1, ge=1, le=64, description="Pairs of outer blocks that are always computed.")
+
+
+class Drawn(Strict):
+    """How samples are drawn; what is absent is as the model has it."""
+
+    seed: int | None = Field(None, ge=0, le=MAX_SEED, description="Of the first sample; random, and told, if absent.")
+    steps: int | None = Field(None, ge=1, le=1000, description="Solver steps.")
+    solver: str | None = Field(None, max_length=40, description="The solver.")
+    guidance: Scale | dict[Name, Scale] | None = Field(None, description="A scale, 0 = off, or one per modality.")
+    guidance_interval: Annotated[list[Timestep], Field(min_length=2, max_length=2)] | None = Field(
+        None, description="The timesteps of the guided modality between which guidance acts: low, high."
+    )
+    guidance_against: Literal["marginal", "unconditional", "empty"] | None = Field(
+        None, description="What the weak branch of guidance knows."
+    )
+    label: int | None = Field(None, ge=0, le=65_535, description="The global label, of models that have labels.")
+    reuse: ReuseBody | None = Field(None, description="Reuse of inner blocks from step to step.")
+
+
+class JobBody(Drawn):
     """One job. What is sampled is named, what is given is passed, everything else is ignored."""
 
     verb: Verb = Field("sample", description="sample, chain (samples fed back), interpolate (two ends), or score.")
@@ -41,11 +66,8 @@ class JobBody(Strict):
     )
     second: dict[Name, Value] = Field(default_factory=dict, max_length=32, description="The second end.")
     n: int = Field(1, ge=1, le=MAX_N, description="How many samples.")
-    seed: int | None = Field(None, ge=0, le=MAX_SEED, description="Of the first sample; random, and told, if absent.")
-    steps: int | None = Field(None, ge=1, le=1000, description="Solver steps; the model's own if absent.")
-    solver: str | None = Field(None, max_length=40, description="The solver; the model's own if absent.")
-    guidance: Scale | dict[Name, Scale] | None = Field(
-        None, description="A scale, 0 = off, or one per modality; the model's own if absent."
+    size: Annotated[list[Side], Field(min_length=2, max_length=2)] | None = Field(
+        None, description="Width and height of the pictures, of models that make more than one size."
     )
     looseness: dict[Name, Timestep] = Field(
         default_factory=dict,
@@ -67,18 +89,33 @@ class JobBody(Strict):
 
     @model_validator(mode="after")
     def _whole(self) -> "JobBody":
-        if self.verb in ("sample", "chain", "interpolate") and not self.names:
+        if self.verb != "score" and not self.names:
             raise ValueError(f"nothing to {self.verb}: name at least one modality in 'names'")
         if len(set(self.names)) < len(self.names) and self.verb != "chain":
             raise ValueError("a modality is named twice in 'names'; name each once")
-        if bool(self.second) != (self.verb == "interpolate"):
-            raise ValueError("'second' is the other end of an interpolation; give it there and only there")
+        if self.verb == "interpolate" and not self.second:
+            raise ValueError("an interpolation needs its other end in 'second'")
+        for name, value in self.plain.items():
+            if name not in TAKEN[self.verb] and value != _DEFAULTS[name]:
+                raise ValueError(f"{name!r} means nothing for the verb {self.verb!r}; leave it out")
         return self
 
     @property
     def plain(self) -> dict[str, Any]:
         """As JSON holds it."""
         return self.model_dump(mode="json")
+
+
+_ALWAYS = {"verb", "model", "given", "seed", "deadline_s"}
+_DRAWN = _ALWAYS | set(Drawn.model_fields) | {"names", "n", "size"}
+TAKEN: dict[Verb, set[str]] = {
+    "sample": _DRAWN | {"looseness", "masks", "path", "previews", "partials"},
+    "chain": _DRAWN,
+    "interpolate": _ALWAYS | {"names", "second", "frames", "steps"},
+    "score": _ALWAYS | {"of", "draws"},
+}
+"""What a verb takes; whatever else is sent with it is refused."""
+_DEFAULTS = {name: field.get_default(call_default_factory=True) for name, field in JobBody.model_fields.items()}
 
 
 class PictureBody(Strict):

@@ -75,8 +75,8 @@ def serve(
     LOG.info("listening on %s port %d; the models are being loaded", host, listening.getsockname()[1])
     server = Server(config, work, opened)
     server.run(sockets=[listening])
-    if work.fatal:
-        raise CannotServeError(work.fatal)
+    if work.stations.fatal:
+        raise CannotServeError(work.stations.fatal)
     return "terminated" if server.terminated else "interrupted"
 
 
@@ -150,7 +150,7 @@ class Server(uvicorn.Server):
         if self.work.ready and not self._told:
             self._told = True
             self._opened()
-        return await super().on_tick(counter) or bool(self.work.fatal)
+        return await super().on_tick(counter) or bool(self.work.stations.fatal)
 
     def handle_exit(self, sig: int, frame: Any) -> None:
         """A signal came: the first drains, the second ends."""

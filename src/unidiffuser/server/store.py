@@ -34,6 +34,8 @@ create unique index if not exists jobs_key on jobs (owner, key) where key is not
 create index if not exists jobs_owner on jobs (owner, created);
 create index if not exists jobs_state on jobs (state);
 """
+GAP = 2**20
+"""More events than a job ever has: after a restart its events are numbered from beyond those that were told before."""
 OVER = ("done", "failed", "cancelled", "expired", "interrupted")
 """States in which nothing will happen any more."""
 
@@ -66,7 +68,13 @@ class Row:
         """Whether nothing will happen any more."""
         return self.state in OVER
 
+    @property
+    def told(self) -> dict[str, Any]:
+        """As its client sees it."""
+        return {name: getattr(self, name) for name in TOLD}
 
+
+TOLD = ("id", "state", "verb", "model", "job", "cost", "created", "started", "finished", "error", "result")
 COLUMNS = [field.name for field in fields(Row)]
 
 
@@ -103,6 +111,7 @@ class Store:
     def recover(self) -> list[Row]:
         """After a start: what ran is interrupted, strays are swept; the jobs that wait, oldest first."""
         now = time.time()
+        self._run("update jobs set last_event = last_event + ? where state in ('queued', 'running')", GAP)
         self._run("update jobs set state = 'interrupted', finished = ?, "
                   "error = 'the server stopped while this ran; try it again' where state = 'running'", now)  # fmt: skip
         known = {row[0] for row in self._run("select id from jobs where state = 'done'")}

@@ -74,7 +74,10 @@ def complaint(error: RequestValidationError, fields: Iterable[str]) -> TurnedAwa
     place = [str(part) for part in first["loc"] if part not in ("body", "query", "path", "header")]
     field = ".".join(place)[:100]
     if first["type"] == "extra_forbidden":
-        near = difflib.get_close_matches(place[-1] if place else "", list(fields), 1)
+        wrong = place[-1] if place else ""
+        near = difflib.get_close_matches(
+            wrong, [name for name in fields if name != wrong], 1
+        )  # it may be of other bodies
         message = f"there is no field {field!r}" + (f"; did you mean {near[0]!r}?" if near else "")
     else:
         message = f"{field or 'the request'}: {first['msg'][:300]}".removeprefix("the request: Value error, ")

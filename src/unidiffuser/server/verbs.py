@@ -1,4 +1,4 @@
-"""What a job does on a model, and what it costs: one function a verb, one table.
+"""What a job does on a model: one function a verb, one table.
 
 A job is plain values (`JobBody.plain`, checked). What happens on the way is told through a callback as events:
 
@@ -14,16 +14,12 @@ from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from PIL.Image import Image
-
 from unidiffuser.answers import Glimpse, Sample
-from unidiffuser.modalities.image import open_picture
-from unidiffuser.modalities.text import BLANK
 from unidiffuser.pipeline import UniDiffuser
 from unidiffuser.request import Request
 from unidiffuser.server import wire
+from unidiffuser.server.asked import SCORE_BATCH, read_all, request_of
 from unidiffuser.server.truth import truth
-from unidiffuser.solvers import SOLVERS
 
 Emit = Callable[[dict[str, Any]], None]
 """Tells what happens: {"event": name, ...}."""
@@ -34,12 +30,6 @@ SHOWN = 4
 """Samples of a job that previews show."""
 PREVIEW_EVERY, PREVIEW_SHARE = 0.1, 0.25
 """Seconds between previews, and the share of a job's time that they may take."""
-SCORE_BATCH = 8
-"""Noise draws of a score in one forward: few, so that others need not wait for long."""
-MAX_MASK = 1024
-INTERPOLATION_STEPS = 16
-HEUN, ROUNDS = 2, 5
-"""Evaluations a step of an interpolation; how often a step is taken where something is known in part."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,31 +51,9 @@ def run(bench: Bench, plain: Mapping[str, Any]) -> dict[str, Any]:
     return VERBS[plain["verb"]](bench, plain)
 
 
-def cost(model: UniDiffuser, plain: Mapping[str, Any]) -> int:
-    """Rows that the network will see: samples x steps x evaluations a step x branches of guidance x rounds."""
-    if plain["verb"] == "score":
-        return 2 * int(plain["draws"])
-    settings = model.choose(plain["steps"], plain["solver"], plain["guidance"])
-    if plain["verb"] == "interpolate":
-        return HEUN * INTERPOLATION_STEPS * (2 + int(plain["frames"]))
-    guided = [m for m in plain["names"] if settings.guidance.scale_of(m) > 0]
-    links = len(plain["names"]) if plain["verb"] == "chain" else 1
-    branches = 1 + (len(guided) if plain["verb"] == "sample" else bool(guided))
-    partly = any(m in plain["given"] and m not in plain["looseness"] for m in plain["names"])
-    rounds = ROUNDS if plain["verb"] == "sample" and partly else 1
-    return int(plain["n"]) * settings.steps * SOLVERS[settings.solver].evaluations * branches * rounds * links
-
-
-def evaluations(plain: Mapping[str, Any]) -> int:
-    """How often a job that is not counted in steps asks the network."""
-    if plain["verb"] == "score":
-        return -(-int(plain["draws"]) // SCORE_BATCH)
-    return HEUN * INTERPOLATION_STEPS * (2 + int(plain["frames"])) - int(plain["frames"])
-
-
 def _sample(bench: Bench, plain: Mapping[str, Any]) -> dict[str, Any]:
     model, emit = bench.model, bench.emit
-    asked = _request(model, plain)
+    asked = request_of(model, plain)
     watch = _Previews(model, emit, plain).show if plain["previews"] or plain["partials"] else None
 
     def told(glimpse: Glimpse) -> None:
@@ -101,7 +69,7 @@ def _sample(bench: Bench, plain: Mapping[str, Any]) -> dict[str, Any]:
 
 def _chain(bench: Bench, plain: Mapping[str, Any]) -> dict[str, Any]:
     model, emit = bench.model, bench.emit
-    asked = _request(model, plain)
+    asked = request_of(model, plain)
     first = int(asked.names[0] in asked.given)
     rows: list[dict[str, Any]] = []
 
@@ -125,7 +93,7 @@ def _interpolate(bench: Bench, plain: Mapping[str, Any]) -> dict[str, Any]:
     model = bench.model
     first, second = (read_all(model, plain[end]) for end in ("given", "second"))
     frames = model.interpolate(
-        first, second, *plain["names"], frames=plain["frames"], seed=plain["seed"], steps=INTERPOLATION_STEPS
+        first, second, *plain["names"], frames=plain["frames"], seed=plain["seed"], steps=plain["steps"]
     )
     rows = [{"frame": k, **_told(bench, one, None, ())} for k, one in enumerate(frames)]
     return {"samples": rows, "model_sha256": model.digest}
@@ -202,47 +170,3 @@ def _answer(model: UniDiffuser, asked: Request, samples: list[dict[str, Any]]) -
         "model_sha256": model.digest,
         "settings": {"steps": settings.steps, "solver": settings.solver, "guidance": asdict(settings.guidance)},
     }
-
-
-def _request(model: UniDiffuser, plain: Mapping[str, Any]) -> Request:
-    return Request(
-        names=tuple(plain["names"]),
-        given=read_all(model, plain["given"]),
-        n=plain["n"],
-        seed=plain["seed"],
-        steps=plain["steps"],
-        solver=plain["solver"],
-        guidance=plain["guidance"],
-        looseness=plain["looseness"],
-        masks={name: read_mask(name, value) for name, value in plain["masks"].items()},
-        path=plain["path"],
-    )
-
-
-def read_all(model: UniDiffuser, values: Mapping[str, Any]) -> dict[str, Any]:
-    """Modality -> checked raw value; a sentence with holes stays as it is, its codec reads it with its role."""
-    raws = {}
-    for name, value in values.items():
-        codec = model.codecs[name]
-        if codec.media_type == "text" and isinstance(value, str) and BLANK in value:
-            codec.part(value)  # raises what is wrong with it
-            raws[name] = value
-        else:
-            raws[name] = wire.read(name, codec, value)
-    return raws
-
-
-def read_mask(name: str, value: Any) -> Image:
-    """The mask of a modality: a black and white picture of bearable size, white where it is to be made.
-
-    A mask with transparent places says it by them, as the OpenAI API has it: they are what is to be made.
-    """
-    picture = open_picture(wire.file_bytes(name, value), f"given as the mask of {name!r}")
-    if max(picture.size) > MAX_MASK:
-        raise ValueError(f"the mask of {name!r} is {picture.width} x {picture.height}; at most {MAX_MASK} a side")
-    if picture.has_transparency_data:
-        alpha = picture.convert("RGBA").getchannel("A")
-        clear = alpha.point(lambda a: 255 * (a < 128))
-        if clear.getbbox():
-            return clear
-    return picture.convert("L")

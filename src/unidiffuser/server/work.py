@@ -20,12 +20,12 @@ from unidiffuser.server.events import EventLog
 from unidiffuser.server.fair import FairQueue
 from unidiffuser.server.files import stored_result
 from unidiffuser.server.limits import Limits
-from unidiffuser.server.link import BrokenError, FatalError, Link, LostError, RefusedError, StoppedJobError
+from unidiffuser.server.link import BrokenError, Link, LostError, RefusedError, StoppedJobError
 from unidiffuser.server.metrics import Metrics
+from unidiffuser.server.stations import Station, Stations
 from unidiffuser.server.store import Row, Store
 
 LOG = logging.getLogger(__name__)
-RESTART_PAUSE = 1.0
 PROBE_EVERY = 2.0
 TRIES = 2
 RECENT = 16
@@ -42,16 +42,7 @@ class Live:
     over: asyncio.Event = field(default_factory=asyncio.Event)
     end: str = ""
     """The state it was told to end in: cancelled or expired."""
-    link: "Station | None" = None
-
-
-@dataclass(eq=False)
-class Station:
-    """A worker and what runs on it."""
-
-    link: Link
-    ready: bool = False
-    running: set[str] = field(default_factory=set)
+    link: Station | None = None
 
 
 class Work:
@@ -59,9 +50,7 @@ class Work:
 
     def __init__(self, store: Store, links: Sequence[Link], limits: Limits, metrics: Metrics) -> None:
         self.store, self.limits, self.metrics = store, limits, metrics
-        self.stations = [Station(link) for link in links]
-        self.models: list[dict[str, Any]] = []
-        self.fatal = ""
+        self.stations = Stations(links, metrics, self.wake)
         self.paused = ""
         self.draining = False
         self.queue = FairQueue()
@@ -78,8 +67,8 @@ class Work:
             self.live[row.id] = Live(row, row.owner)
             self.live[row.id].log.number = row.last_event
             self.queue.push(row.id, row.owner, row.cost)
-        for station in self.stations:
-            self._spawn(self._keep_alive(station))
+        for station in self.stations.all:
+            self._spawn(self.stations.keep_alive(station))
         self._spawn(self._dispatch())
         self._spawn(self._watch_clock())
 
@@ -87,17 +76,17 @@ class Work:
         """Let running jobs end, within the limit; what waits stays in the store for the next server."""
         self.drain()
         deadline = time.monotonic() + self.limits.drain
-        while any(station.running for station in self.stations) and time.monotonic() < deadline:
+        while self.stations.running and time.monotonic() < deadline:
             await asyncio.sleep(0.05)
         for task in list(self._tasks):
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
-        await asyncio.gather(*(station.link.close() for station in self.stations))
+        await self.stations.close()
         await asyncio.to_thread(self.store.close)
 
     def drain(self) -> None:
         """Admit nothing more, start nothing more, and let listeners go."""
-        self.draining = True
+        self.draining = self.stations.closing = True
         for job in self.live.values():
             if job.row.state == "queued":
                 job.log.close()
@@ -106,26 +95,17 @@ class Work:
     @property
     def ready(self) -> bool:
         """Whether jobs can be carried out now."""
-        return bool(self.models) and not self.draining and not self.paused and any(s.ready for s in self.stations)
+        return self.stations.ready and not self.draining and not self.paused
 
     def trouble(self) -> str:
         """Why not, in one sentence; empty if all is well."""
         if self.draining:
             return "the server is stopping"
-        if self.fatal:
-            return self.fatal
+        if self.stations.fatal:
+            return self.stations.fatal
         if self.paused:
             return self.paused
         return "" if self.ready else "the models are being loaded"
-
-    @property
-    def running(self) -> int:
-        """How many jobs run."""
-        return sum(len(station.running) for station in self.stations)
-
-    def worker(self) -> Link | None:
-        """A worker that answers questions beside its jobs, if one is ready."""
-        return next((station.link for station in self.stations if station.ready), None)
 
     def log(self, name: str) -> EventLog | None:
         """The events of a job, if they are still there."""
@@ -151,7 +131,9 @@ class Work:
         """Give jobs to workers, for ever."""
         while True:
             self._wake.clear()
-            while not self.draining and not self.paused and (station := self._free_station()):
+            # While suspects are about, one job at a time on each worker.
+            most = 1 if self._suspects else self.limits.running
+            while not self.draining and not self.paused and (station := self.stations.free(most)):
                 name = self._next()
                 if name is None:
                     break
@@ -168,17 +150,13 @@ class Work:
         suspect = next((name for name in self._suspects if self.queue.remove(name)), None)
         return suspect or self.queue.pop()
 
-    def _free_station(self) -> Station | None:
-        """The ready worker with the fewest jobs, if it takes another. While suspects are about, one job at a time."""
-        most = 1 if self._suspects else self.limits.running
-        free = [s for s in self.stations if s.ready and len(s.running) < most]
-        return min(free, key=lambda s: len(s.running), default=None)
-
     async def _carry_out(self, job: Live, station: Station) -> None:
         row = job.row
         try:
             await asyncio.to_thread(self.store.set, row.id, state="running", started=row.started, tries=row.tries)
             job.log.tell("running", {})
+            if job.end:  # it was stopped before its worker knew of it
+                raise StoppedJobError
             result = await station.link.run(row.id, row.job, lambda event: self._tell(job, event))
             row.result = await self._stored(row.id, result)
             self._note_rate(row)
@@ -246,7 +224,7 @@ class Work:
         self.metrics.ended.labels(row.verb, state).inc()
         self.metrics.seconds.labels(row.verb).observe(row.finished - row.created)
         LOG.info("job %s %s %s cost %d seconds %.3f", row.id, row.verb, state, row.cost, row.finished - row.created)
-        job.log.tell(state, summary(row), last=True)
+        job.log.tell(state, row.told, last=True)
         job.over.set()
         self.live.pop(row.id, None)
         self.recent[row.id] = job.log
@@ -264,32 +242,6 @@ class Work:
         elif job.link:
             with contextlib.suppress(LostError):
                 job.link.link.stop(name)
-
-    async def _keep_alive(self, station: Station) -> None:
-        """Start a worker, and again whenever it dies."""
-        first = True
-        while not self.draining:
-            try:
-                models = await station.link.start()
-            except FatalError as error:
-                self.fatal = str(error)
-                LOG.error("the worker cannot start: %s", error)
-                return
-            except LostError:
-                if first and not self.draining:
-                    self.fatal = "the worker process ended while it loaded the models; the log above says why"
-                    return
-                await asyncio.sleep(RESTART_PAUSE)
-                continue
-            self.models = self.models or models
-            station.ready = True
-            if not first:
-                self.metrics.restarts.inc()
-            first = False
-            self._wake.set()
-            await station.link.lost()
-            station.ready = False
-            LOG.warning("a worker was lost with %d jobs; it is starting again", len(station.running))
 
     async def _watch_clock(self) -> None:
         """Deadlines, a full disk that may be free again, and the length of the history."""
@@ -312,32 +264,15 @@ class Work:
     def _note_rate(self, row: Row) -> None:
         """Rows a second, over all jobs that run now; a slow average."""
         took = max(time.time() - (row.started or row.created), 1e-3)
-        together = self.running
+        together = self.stations.running
         self.rate += 0.1 * (row.cost / took * max(1, together) - self.rate)
 
     def _observe(self) -> None:
         self.metrics.waiting.set(len(self.queue))
         self.metrics.waiting_cost.set(self.queue.cost)
-        self.metrics.running.set(self.running)
+        self.metrics.running.set(self.stations.running)
 
     def _spawn(self, work: Any) -> None:
         task = asyncio.get_running_loop().create_task(work)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
-
-
-def summary(row: Row) -> dict[str, Any]:
-    """A job as clients see it."""
-    return {
-        "id": row.id,
-        "state": row.state,
-        "verb": row.verb,
-        "model": row.model,
-        "job": row.job,
-        "cost": row.cost,
-        "created": row.created,
-        "started": row.started,
-        "finished": row.finished,
-        "error": row.error,
-        "result": row.result,
-    }

@@ -18,7 +18,6 @@ import os
 import threading
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import replace
 from functools import partial
 from multiprocessing.connection import Connection
 from typing import Any
@@ -65,8 +64,6 @@ def load(folders: list[str], device: str) -> dict[str, UniDiffuser]:
                 f"two models are called {model.name!r}, and requests could not tell them apart; "
                 f"leave one out or change the name in {folder}/config.json and save the model again"
             )
-        # What is reused from step to step of one sampling cannot be shared by many.
-        model.settings = replace(model.settings, reuse=None)
         models[model.name] = model
     return models
 

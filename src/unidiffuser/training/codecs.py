@@ -7,8 +7,6 @@
 It does not train an autoencoder: it is handed one.
 """
 
-import hashlib
-import json
 import os
 import shutil
 from collections.abc import Callable, Iterator, Mapping
@@ -17,11 +15,10 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from safetensors.torch import load_file, save_file
-
 from unidiffuser import modalities
 from unidiffuser.codecs import Codecs
 from unidiffuser.datasets import Pairs
+from unidiffuser.datasets.codec_files import load_codecs, save_codecs
 from unidiffuser.modalities import Modality
 from unidiffuser.networks.autoencoder import AutoEncoder, AutoEncoderConfig
 from unidiffuser.training import warm
@@ -109,11 +106,7 @@ def write(folder: Path, codecs: Mapping[str, Modality[Any]]) -> None:
     aside = folder.with_name(f".{folder.name}.new-{os.getpid()}")
     shutil.rmtree(aside, ignore_errors=True)
     aside.mkdir(parents=True)
-    tensors = {f"{name}.{key}": x.clone() for name, codec in codecs.items() for key, x in codec.state().items()}
-    save_file(tensors, aside / "codecs.safetensors")
-    described = {name: {"kind": codec.kind, "config": codec.config()} for name, codec in codecs.items()}
-    sum_ = _sha256(aside / "codecs.safetensors")
-    (aside / "codecs.json").write_text(json.dumps({"sha256": sum_, "codecs": described}), encoding="utf-8")
+    save_codecs(aside, codecs)
     shutil.rmtree(folder, ignore_errors=True)
     os.rename(aside, folder)
 
@@ -124,26 +117,4 @@ def read(folder: Path) -> dict[str, Modality[Any]] | None:
     Raises:
         ValueError: they are damaged.
     """
-    if not folder.is_dir():
-        return None
-    try:
-        described = json.loads((folder / "codecs.json").read_text(encoding="utf-8"))
-        if described["sha256"] != _sha256(folder / "codecs.safetensors"):
-            raise ValueError("the checksum differs")
-        tensors = load_file(folder / "codecs.safetensors")
-        return {
-            name: modalities.find(entry["kind"]).restore(
-                entry["config"],
-                {key.removeprefix(f"{name}."): x for key, x in tensors.items() if key.startswith(f"{name}.")},
-            )
-            for name, entry in described["codecs"].items()
-        }
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise ValueError(
-            f"the codecs in {folder} are damaged ({error}); remove that folder to fit them anew"
-        ) from error
-
-
-def _sha256(path: Path) -> str:
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+    return load_codecs(folder, "remove that folder to fit them anew") if folder.is_dir() else None

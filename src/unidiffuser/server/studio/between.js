@@ -1,7 +1,7 @@
 // Between two pictures, sentences or pairs: all frames are made once, then the slider is free.
 
 import * as api from "./api.js";
-import { el, field } from "./dom.js";
+import { el, field, filmLink } from "./dom.js";
 import { asGiven, source, thumbnail } from "./media.js";
 import { filled } from "./roles.js";
 import { blame } from "./run.js";
@@ -48,6 +48,7 @@ export function between() {
       if (name === "step") bar.textContent = `${Math.round((100 * data.done) / data.total)} %`;
     });
     bar.textContent = "";
+    if (done.state === "done") bar.replaceChildren(filmLink(done.id));
     if (done.state !== "done") throw new Error(done.error || done.state);
     made = done.result.samples;
     Object.assign(slider, { max: made.length - 1, value: 0, disabled: false });

@@ -1,11 +1,11 @@
 // The film strip: each modality sampled from the one before, round and round (blocked Gibbs sampling).
 
 import * as api from "./api.js";
-import { el, field, select } from "./dom.js";
+import { el, field, filmLink, select } from "./dom.js";
 import { badges } from "./badges.js";
 import { giveValue } from "./cards.js";
 import { asGiven, source } from "./media.js";
-import { filled } from "./roles.js";
+import { drawn, filled } from "./roles.js";
 import { blame } from "./run.js";
 import { newSeed, state } from "./state.js";
 
@@ -17,6 +17,7 @@ export function chain() {
   const settle = el("input", { type: "checkbox" });
   const frames = el("div", { class: "frames", "data-testid": "frames", tabindex: 0, role: "list", "aria-label": "The chain" });
   const run = el("button", { class: "plain", type: "button", "data-testid": "walk", onclick: () => walk().catch(blame).finally(() => { run.disabled = false; }) }, "Walk");
+  const save = el("span", {});
   const halt = el("button", { class: "quiet", type: "button", hidden: true }, "✕ Cancel");
 
   async function walk() {
@@ -27,12 +28,11 @@ export function chain() {
     const given = filled(start) ? { [from.value]: await asGiven(start.value) } : {};
     const links = [from.value, ...Array.from({ length: 2 * count }, (_, k) => (k % 2 ? from.value : to.value))];
     frames.replaceChildren();
+    save.replaceChildren();
     frames.dataset.state = "running";
     if (given[from.value]) frames.append(frame({ shows: from.value, values: given }, "the start"));
     const said = [];
-    const { steps, solver, guidance } = state.settings;
-    const set = Object.fromEntries(Object.entries({ steps, solver, guidance }).filter(([, v]) => v !== null));
-    const done = await api.carry({ verb: "chain", model: state.model.name, names: links, given, seed: state.keep ? state.seed : newSeed(), ...set }, (name, data) => {
+    const done = await api.carry({ verb: "chain", model: state.model.name, names: links, given, seed: state.keep ? state.seed : newSeed(), ...drawn(state.settings) }, (name, data) => {
       if (name === "made") { halt.hidden = false; halt.onclick = () => api.cancel(data.id); }
       if (name !== "link") return;
       frames.append(frame(data.sample, `link ${data.sample.link}`));
@@ -45,11 +45,12 @@ export function chain() {
     });
     halt.hidden = true;
     frames.dataset.state = done.state;
+    if (done.state === "done") save.replaceChildren(filmLink(done.id));
     if (done.error) throw new Error(done.error);
   }
 
   return [el("p", {}, "Each frame is drawn from the one before it alone. If the model's conditionals belong to one law, the walk stays in it; where they do not, it drifts."),
-    el("div", { class: "controls" }, field("From", from), field("to", to), field("Rounds", rounds), el("label", { class: "check" }, settle, "stop when the sentence stays"), run, halt), frames];
+    el("div", { class: "controls" }, field("From", from), field("to", to), field("Rounds", rounds), el("label", { class: "check" }, settle, "stop when the sentence stays"), run, halt, save), frames];
 }
 
 function frame(sample, title) {

@@ -3,6 +3,7 @@
 
 import * as api from "./api.js";
 import { el, field, select } from "./dom.js";
+import { bitsOf } from "./bits.js";
 import { asGiven, source } from "./media.js";
 import { jobOf } from "./roles.js";
 import { blame } from "./run.js";
@@ -40,8 +41,9 @@ export function compare() {
       const picture = Object.entries(sample.values).find(([name]) => state.cards[name]?.media === "image" && job.names.includes(name));
       if (picture) Object.assign(one.image, { src: source(picture[1]), hidden: false });
       const words = Object.entries(sample.values).filter(([name, value]) => job.names.includes(name) && typeof value === "string").map(([, value]) => value).join(" ");
+      const bits = Object.keys(sample.values).length === 2 ? await bitsOf(sample.values, state.seed, one.model.value) : null;
       const facts = Object.values(sample.truth?.facts || {});
-      one.said.textContent = `${one.model.value}, ${job.steps} steps: ${done.result.seconds.toFixed(2)} s${facts.length ? `, ${facts.filter(Boolean).length} of ${facts.length} facts true` : ""}${words ? `. “${words}”` : ""}`;
+      one.said.textContent = `${one.model.value}, ${job.steps} steps: ${done.result.seconds.toFixed(2)} s${facts.length ? `, ${facts.filter(Boolean).length} of ${facts.length} facts true` : ""}${bits === null ? "" : `, ${bits.toFixed(0)} bits`}${words ? `. “${words}”` : ""}`;
     }));
     wipe();
     box.dataset.state = "done";

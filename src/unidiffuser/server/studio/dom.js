@@ -51,4 +51,7 @@ export function fileAsUrl(blob) {
   });
 }
 
+// A link that saves a job as a moving picture.
+export const filmLink = (id, props = {}) => el("a", { class: "quiet", href: `/api/jobs/${id}/film`, download: `unidiffuser-${id.slice(0, 8)}.gif`, "data-testid": "film-link", ...props }, "Save as GIF");
+
 export const short = (text, length = 90) => (text.length > length ? `${text.slice(0, length - 1)}…` : text);

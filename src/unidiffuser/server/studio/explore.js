@@ -6,6 +6,7 @@ import { chain } from "./chain.js";
 import { compare } from "./compare.js";
 import { grid } from "./grid.js";
 import { liked } from "./liked.js";
+import { paths } from "./paths.js";
 import { ring } from "./ring.js";
 import { state } from "./state.js";
 
@@ -16,6 +17,7 @@ const TABS = {
   Between: [() => true, between],
   Compare: [() => true, compare],
   Grid: [() => true, grid],
+  Paths: [(media) => media.length > 1, paths],
   "More like kept": [(media) => media.includes("text"), liked],
 };
 let shown = null;

@@ -132,6 +132,7 @@ function rebuild(name) {
   $("model").textContent = `${name} · ${state.model.sha256.slice(0, 8)}`;
   buildCards();
   buildPlane();
+  buildDrawer(rebuild);
   buildExplore();
   changed();
 }

@@ -1,6 +1,7 @@
 // A job back into the cards: roles, values, settings and seed as they were.
 
 import { source } from "./media.js";
+import { DRAWN } from "./roles.js";
 import { newSeed, state } from "./state.js";
 
 // From a job of the history, or from a recipe, which has the same fields.
@@ -17,7 +18,9 @@ export function adopt({ job, verb = "sample" }) {
     card.loose = card.role === "given" ? loose : 0;
     card.vary = named && !holed ? loose : 0;
   }
-  Object.assign(state.settings, { n: job.n ?? 1, steps: job.steps ?? null, solver: job.solver ?? null, guidance: typeof job.guidance === "number" ? job.guidance : null });
+  for (const name of DRAWN) state.settings[name] = job[name] ?? null;
+  if (typeof job.guidance !== "number") state.settings.guidance = null; // one scale for all is what the drawer has
+  state.settings.n = job.n ?? 1;
   state.seed = Number.isSafeInteger(job.seed) ? job.seed : newSeed();
   state.path = { kind: "together", control: null, prefix: null };
 }

@@ -4,7 +4,7 @@ import * as api from "./api.js";
 import { el, field, select } from "./dom.js";
 import { giveValue } from "./cards.js";
 import { asGiven, source, thumbnail } from "./media.js";
-import { filled } from "./roles.js";
+import { drawn, filled } from "./roles.js";
 import { blame } from "./run.js";
 import { newSeed, state } from "./state.js";
 
@@ -31,7 +31,7 @@ async function vary(card, plane, run) {
   const seed = state.keep ? state.seed : newSeed();
   try {
     await Promise.all(LEVELS.map(async (t, k) => {
-      const done = await api.carry({ verb: "sample", model: state.model.name, names: [card.name], given, looseness: { [card.name]: t }, n: EACH, seed: (seed + k * EACH) % 2 ** 32, ...settings() });
+      const done = await api.carry({ verb: "sample", model: state.model.name, names: [card.name], given, looseness: { [card.name]: t }, n: EACH, seed: (seed + k * EACH) % 2 ** 32, ...drawn(state.settings) });
       (done.result?.samples || []).forEach((sample, i) => plane.append(neighbour(sample.values[card.name], card, t, k, i)));
     }));
     plane.dataset.state = "done";
@@ -41,11 +41,6 @@ async function vary(card, plane, run) {
 }
 
 const radius = (k) => 21 + 10 * k;
-
-function settings() {
-  const { steps, solver, guidance } = state.settings;
-  return Object.fromEntries(Object.entries({ steps, solver, guidance }).filter(([, value]) => value !== null));
-}
 
 function neighbour(value, card, t, k, i) {
   const angle = (2 * Math.PI * (i + k / LEVELS.length)) / EACH - Math.PI / 2;

@@ -25,6 +25,11 @@ export function intent(cards) {
   return { word: (given.length ? VERBS : ALONE)[sampled[0].media] || "Sample", verb: "sample" };
 }
 
+export const DRAWN = ["steps", "solver", "guidance", "guidance_interval", "guidance_against", "label", "reuse", "size"];
+
+// How samples are drawn, as far as it was chosen.
+export const drawn = (settings) => Object.fromEntries(DRAWN.filter((name) => settings[name] !== null && settings[name] !== undefined).map((name) => [name, settings[name]]));
+
 // What the cards say, as a job.
 export function jobOf(cards, settings, seed, model, path) {
   const { verb } = intent(cards);
@@ -38,7 +43,7 @@ export function jobOf(cards, settings, seed, model, path) {
     if (card.role === "given" && card.mask) job.masks[card.name] = card.mask;
   }
   if (verb === "score") return { verb, model, given: job.given, seed, draws: settings.draws || 64 };
-  for (const name of ["n", "steps", "solver", "guidance"]) if (settings[name] !== null && settings[name] !== undefined) job[name] = settings[name];
+  Object.assign(job, drawn(settings), settings.n > 1 ? { n: settings.n } : {});
   if (path) job.path = path;
   return job;
 }

@@ -1,7 +1,7 @@
 // One run of the cards: submit, follow, show what settles out of the noise, show the end. A reload takes it up again.
 
 import * as api from "./api.js";
-import { $, el } from "./dom.js";
+import { $, el, filmLink } from "./dom.js";
 import { clearProblems, complain, preview, refresh, setBusy, showMap } from "./cards.js";
 import { MEDIA, asGiven, thumbnail } from "./media.js";
 import { badges } from "./badges.js";
@@ -12,6 +12,7 @@ import { changed, newSeed, state } from "./state.js";
 
 let stop = null;
 let submitting = false;
+let seen = 0; // previews of the run that is shown
 
 export async function go() {
   if (submitting || state.running || intent(state.cards).why || !state.status?.ready) return;
@@ -47,6 +48,8 @@ export function watch(made) {
   setBusy(true);
   if (made.verb === "score") setBusy(false);
   planeStart();
+  seen = 0;
+  $("settling").replaceChildren();
   $("tray").hidden = true;
   progress(0);
   stop = api.follow(made.id, (name, data) => {
@@ -58,6 +61,7 @@ export function watch(made) {
       if (data.timesteps) planeStep(data.done, data.timesteps);
     }
     if (name === "preview") {
+      seen += 1;
       preview(data.samples[0]);
       planePreview(data.step, data.samples[0]);
       tray(data.samples.map((values) => ({ values })), false);
@@ -75,12 +79,14 @@ function over(done) {
   progress(done.state === "done" ? 1 : 0);
   updateFilm(done);
   show(done);
+  if (done.state === "done" && seen > 1) $("settling").replaceChildren(filmLink(done.id, { title: "How it settled out of noise" }));
   changed("run");
   setTimeout(() => { if (!state.running) progress(0); }, 900);
 }
 
 // Show a job that is over.
 export function show(job) {
+  $("settling").replaceChildren();
   Object.assign(state, { job, chosen: 0 });
   document.body.dataset.state = job.state;
   history.replaceState(null, "", `#job=${job.id}`);

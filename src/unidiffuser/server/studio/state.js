@@ -6,7 +6,7 @@ export const state = {
   status: null,
   model: null, // as /api/status describes it
   cards: {}, // name -> {name, media, role, value, loose, vary, mask}
-  settings: { n: 1, steps: null, solver: null, guidance: null, draws: 64 },
+  settings: { n: 1, draws: 64 }, // what is not there is as the model has it
   seed: 0,
   keep: false,
   path: { kind: "together", control: null, prefix: null },
@@ -31,9 +31,11 @@ export function useModel(model) {
     const before = kept.cards?.[name];
     const role = ["given", "sampled", "ignored"].includes(before?.role) ? before.role : null;
     state.cards[name] = { name, media, role: role || (media === "text" ? "given" : "sampled"), value: null, loose: 0, vary: 0, mask: null };
-    if (before?.value && typeof before.value === typeof "" && media === "text") state.cards[name].value = before.value;
+    if (before?.value && typeof before.value === "string" && media === "text") state.cards[name].value = before.value;
   }
   if (kept.settings) Object.assign(state.settings, kept.settings, { solver: model.solvers[kept.settings.solver] ? kept.settings.solver : null });
+  if (!(state.settings.label < model.labels)) state.settings.label = null; // kept from another model
+  if (!model.modalities.some((one) => one.multiple)) state.settings.size = null;
   state.keep = kept.keep === true;
   state.seed = Number.isSafeInteger(kept.seed) ? kept.seed : newSeed();
   return Boolean(kept.cards);
