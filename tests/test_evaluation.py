@@ -330,4 +330,5 @@ def test_inception_has_the_shape_that_was_published(tmp_path: Path) -> None:
 
 
 def test_every_measure_has_a_name_of_its_own() -> None:
-    assert list(MEASURES) == ["likeness", "classes", "clip", "agreement", "paths", "likelihood", "denoising"]
+    names = ["likeness", "classes", "wording", "clip", "agreement", "paths", "likelihood", "denoising"]
+    assert list(MEASURES) == names
