@@ -18,6 +18,7 @@ from unidiffuser.datasets.codec_files import codec_key
 from unidiffuser.joint import modalities_of
 from unidiffuser.modalities import Modality
 from unidiffuser.modalities.image import Image
+from unidiffuser.modalities.stable_diffusion import StableDiffusion
 from unidiffuser.networks import Network, build
 from unidiffuser.networks.autoencoder import AutoEncoder
 from unidiffuser.networks.uvit import UViT
@@ -44,10 +45,9 @@ def known_codecs(preset: Preset) -> dict[str, Modality[Any]]:
     theirs = dict(preset.encoders or {})
     if not preset.start:
         return theirs
-    sizes = {name: {"size": codec.size} for name, codec in theirs.items() if isinstance(codec, Image)}
-    known = codecs_of(preset.start, {**preset.codecs, **sizes})
+    known = codecs_of(preset.start, {name: x for name, x in preset.codecs.items() if name not in theirs})
     for name in sorted(known.keys() & theirs.keys()):
-        if codec_key({name: known[name]}) != codec_key({name: theirs[name]}):
+        if codec_key({name: _as_large_as(theirs[name], known[name])}) != codec_key({name: theirs[name]}):
             raise ValueError(
                 f"the {name} of these data was encoded with another codec than that of {preset.start}, to which its "
                 f"latents would mean nothing; encode the data with `data encode --model {preset.start}`"
@@ -65,18 +65,39 @@ def codecs_of(model: str, wanted: Mapping[str, Mapping[str, Any]]) -> dict[str, 
     for name, entry in wanted.items():
         codec, size = found.get(name), (entry.get("autoencoder") or entry).get("size")
         if isinstance(codec, Image) and size and size != codec.size:
-            found[name] = resized(codec, size)
+            found[name] = resized(codec, size, size)
     return found
 
 
-def resized(codec: Image, size: int) -> Image:
-    """The same codec for pictures of another size; an autoencoder is a convolution and takes any."""
+def resized(codec: Modality[Any], width: int, height: int) -> Modality[Any]:
+    """The same codec for pictures of another size in pixels; an autoencoder is a convolution and takes any.
+
+    Raises:
+        ValueError: it can have no such size.
+    """
+    if not isinstance(codec, Image):
+        return codec.resized(width, height)
+    if width != height:
+        raise ValueError(f"these pictures are square, and {width}x{height} is not; give a side twice: {width}x{width}")
     if codec.latents is None:
-        return Image(size=size, channels=codec.channels)
+        return Image(size=width, channels=codec.channels)
     before = codec.latents.autoencoder
-    after = AutoEncoder(replace(before.config, size=size))
+    after = AutoEncoder(replace(before.config, size=width))
     after.load_state_dict(before.state_dict())
-    return Image(size=size, channels=codec.channels, latents=replace(codec.latents, autoencoder=after.eval()))
+    return Image(size=width, channels=codec.channels, latents=replace(codec.latents, autoencoder=after.eval()))
+
+
+def _as_large_as(other: Modality[Any], codec: Modality[Any]) -> Modality[Any]:
+    """A codec of pictures for the size of another one; any other codec as it is."""
+    size, wanted = _size(codec), _size(other)
+    return resized(codec, *wanted) if size and wanted and size != wanted else codec
+
+
+def _size(codec: Modality[Any]) -> tuple[int, int] | None:
+    """(width, height) of a codec's pictures in pixels."""
+    if isinstance(codec, Image):
+        return codec.size, codec.size
+    return codec.size if isinstance(codec, StableDiffusion) else None
 
 
 def grown(parts: Parts, description: Mapping[str, Any]) -> dict[str, Any]:
