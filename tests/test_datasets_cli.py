@@ -109,6 +109,18 @@ def test_encode_with_the_codecs_of_a_model(tmp_path: Path, capsys: pytest.Captur
     assert open_data(tmp_path / "out").pairs[0]["image"].shape == (3, 64, 64)
 
 
+def test_encode_for_pictures_of_another_size(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    rows = [{"file_name": f"{k}.png", "text": "a large red circle"} for k in range(3)]
+    folder, out = picture_folder(tmp_path / "data", 3, rows), tmp_path / "out"
+    line = ["data", "encode", str(folder), "--out", str(out)]
+    model = ["--model", str(saved_model(tmp_path / "model"))]
+    assert answer(capsys, *line, *model, "--size", "32x32")[0] == 0
+    assert open_data(out).pairs[0]["image"].shape == (3, 32, 32)
+    for flags, said in (([*model, "--size", "32x16"], "are square"), (["--size", "32x32"], "is for the codecs of")):
+        code, _, err = answer(capsys, *line, *flags)
+        assert code == 2 and said in err and err.count("\n") == 1
+
+
 def test_encode_on_a_cluster_hands_the_shards_to_it(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

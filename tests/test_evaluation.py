@@ -25,6 +25,7 @@ from unidiffuser.evaluation.features import extractor
 from unidiffuser.evaluation.inception import Inception
 from unidiffuser.evaluation.page import page
 from unidiffuser.evaluation.paths import consistency
+from unidiffuser.evaluation.reference import gather
 from unidiffuser.evaluation.report import measure, prepare
 from unidiffuser.evaluation.trial import NotMeasured
 from unidiffuser.joint import Joint
@@ -231,6 +232,32 @@ def test_half_of_few_pairs_is_kept_for_the_truth(tmp_path: Path) -> None:
     assert row["numbers"]["precision"]["n"] == N and row["numbers"]["recall"]["n"] == 4
 
 
+@pytest.mark.parametrize(("how", "pairs"), [("joined", 24), ("mixed", 15 + 6), ("damaged", 23)])
+def test_no_true_pair_is_there_twice(tmp_path: Path, how: str, pairs: int) -> None:
+    texts = [list(COLOURS)[k % 3] for k in range(24)]
+    place, sources = folder(tmp_path / "data/a", 24, texts), [{"path": "a"}]
+    if how == "joined":  # each picture meets four words one after the other
+        words = "".join(f"{word}\n" for word in 4 * list(COLOURS))
+        (tmp_path / "data/words").mkdir()
+        (tmp_path / "data/words/metadata.csv").write_text("word\n" + words)
+        sources = [
+            {"path": "a", "columns": {"image": "file_name"}, "join": "text"},
+            {"path": "words", "columns": {"text": "word"}, "join": "word"},
+        ]
+    elif how == "mixed":  # of 30 samples the small source has half, and shows its rows again and again
+        small = folder(tmp_path / "data/b", 6, texts[:6])
+        for k, picture in enumerate(small.glob("*.png")):
+            PIL.Image.new("RGB", (8, 8), (k, 0, 0)).save(picture)
+        sources = [{"path": "a", "weight": 1}, {"path": "b", "weight": 1}]
+    else:
+        (place / "7.png").write_bytes((place / "7.png").read_bytes()[:60])
+    (tmp_path / "data/data.json").write_text(json.dumps({"sources": sources}))
+    data = open_data(tmp_path / "data")
+    found = gather(Fake(), data, 10, 0)  # type: ignore[arg-type]
+    pictures = [np.asarray(pair["image"]).tobytes() for pair in (*found.asked, *found.others)]
+    assert len(pictures) == len(set(pictures)) == pairs
+
+
 def mixture() -> GaussianMixture:
     means = {"a": torch.tensor([[-2.0, 0.0], [2.0, 1.0]]), "b": torch.tensor([[1.5], [-1.5]])}
     stds = {"a": torch.tensor(0.5), "b": torch.tensor(0.5)}
@@ -303,4 +330,5 @@ def test_inception_has_the_shape_that_was_published(tmp_path: Path) -> None:
 
 
 def test_every_measure_has_a_name_of_its_own() -> None:
-    assert list(MEASURES) == ["likeness", "classes", "clip", "agreement", "paths", "likelihood", "denoising"]
+    names = ["likeness", "classes", "wording", "clip", "agreement", "paths", "likelihood", "denoising"]
+    assert list(MEASURES) == names

@@ -117,6 +117,22 @@ def test_a_wrong_evaluation_is_one_sentence(
     assert words in found.err and found.err.count("\n") == 1 and found.out == ""
 
 
+@pytest.mark.parametrize(
+    "flags, name, value",
+    [
+        ("--name other", "name", "other"),
+        ("--start some/model", "start", "some/model"),
+        ("--start some/model --lora-rank 4", "adapter", {"rank": 4, "alpha": 0.0}),
+    ],
+)
+def test_a_preset_takes_the_flags_of_data(
+    flags: str, name: str, value: Any, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["train", "scenes", *flags.split(), "--print-config"]) == 0
+    found = json.loads(capsys.readouterr().out)[name]
+    assert (found.items() >= value.items()) if isinstance(value, dict) else found == value
+
+
 def test_the_written_lines_of_torchrun_are_lines_of_torchrun() -> None:
     """Its parser takes --run for --run-path, so the lines that we write down hide ours behind two dashes."""
     from torch.distributed.run import parse_args
@@ -133,10 +149,13 @@ def test_the_written_lines_of_torchrun_are_lines_of_torchrun() -> None:
         parse_args([word for word in written[0][1:] if word != "--"])
 
 
-def test_torchrun_trains_from_the_command_line(place: Path) -> None:
+def test_torchrun_trains_from_the_command_line_and_then_says_that_it_is_done(place: Path) -> None:
     line = TRAIN.format(run="runs/two")
     launch = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--rdzv-backend", "c10d"]
     launch += ["--rdzv-endpoint", "localhost:0", "-m", "--", "unidiffuser", *line.split()]
     done = subprocess.run(launch, cwd=place, env=ENVIRONMENT, capture_output=True, timeout=300)
     assert done.returncode == 0, done.stderr.decode()[-2000:]
     assert (place / "runs/two/final/model.safetensors").is_file()
+    again = subprocess.run(launch, cwd=place, env=ENVIRONMENT, capture_output=True, timeout=120)
+    assert again.returncode == 0, again.stderr.decode()[-2000:]
+    assert again.stderr.decode().count("is done: 60 steps") == 1

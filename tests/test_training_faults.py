@@ -28,8 +28,9 @@ from torch import Tensor
 from unidiffuser import optimise
 from unidiffuser.checkpoints import training as checkpoints
 from unidiffuser.train import train
-from unidiffuser.training import TrainingError, folder
+from unidiffuser.training import TrainingError, folder, saving
 from unidiffuser.training.overrides import changed
+from unidiffuser.training.state import Optimisers
 
 KILLS = int(os.environ.get("KILLS", "5"))
 HERE = Path(__file__).parent
@@ -191,7 +192,7 @@ def test_a_full_disk_leaves_the_old_checkpoint_whole(
 
     owner: Any = {"save_file": checkpoints, "fsync": os, "rename": os, "write_text": Path}[where]
     real = getattr(owner, where)
-    take = optimise._saved
+    take = saving.save
 
     def saved(place: Path, step: int, *rest: Any) -> str:
         broken[0] = 2 if step == 8 else 0
@@ -202,7 +203,7 @@ def test_a_full_disk_leaves_the_old_checkpoint_whole(
             broken[0] = 0
             monkeypatch.setattr(owner, where, real)
 
-    monkeypatch.setattr(optimise, "_saved", saved)
+    monkeypatch.setattr(saving, "save", saved)
     train(preset(), run)  # one refusal is forgiven
     assert "could not be written" in caplog.text and "No space" in caplog.text
     assert same(run, straight)
@@ -311,25 +312,48 @@ def test_the_same_call_on_a_finished_run_trains_nothing(straight: Path) -> None:
     assert not told and (straight / "final/model.safetensors").stat().st_mtime_ns == before
 
 
+@pytest.mark.parametrize(
+    ("where", "step", "said"),
+    [
+        ("forward", 6, "the weights are saved"),
+        ("backward", 6, "the weights are saved"),
+        ("machine", 6, "the weights are saved"),
+        ("step", 4, "the run goes on from its last checkpoint"),  # some weights have moved, and others may have not
+    ],
+)
 def test_out_of_memory_keeps_what_was_trained_and_says_what_to_change(
-    tmp_path: Path, straight: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, straight: Path, monkeypatch: pytest.MonkeyPatch, where: str, step: int, said: str
 ) -> None:
     from unidiffuser import stages
 
-    real, calls = stages.noised_loss, [0]
+    loss_of, move, calls = stages.noised_loss, Optimisers.step, [0]
+
+    def refuse(*_: Any) -> None:
+        if where == "machine":
+            raise RuntimeError("[enforce fail at alloc_cpu.cpp] DefaultCPUAllocator: can't allocate memory")
+        raise torch.OutOfMemoryError("out of memory")
 
     def greedy(*args: Any, **kwargs: Any) -> Any:
         calls[0] += 1
-        if calls[0] == 7:
-            raise torch.OutOfMemoryError("out of memory")
-        return real(*args, **kwargs)
+        if calls[0] == 7 and where in ("forward", "machine"):
+            refuse()
+        loss, parts = loss_of(*args, **kwargs)
+        if calls[0] == 7 and where == "backward":
+            loss.register_hook(refuse)
+        return loss, parts
+
+    def moved(self: Optimisers, share: float) -> None:
+        move(self, share)
+        if calls[0] == 7 and where == "step":
+            refuse()
 
     monkeypatch.setattr(stages, "noised_loss", greedy)
+    monkeypatch.setattr(Optimisers, "step", moved)
     run = tmp_path / "run"
-    with pytest.raises(TrainingError, match=r"8 samples does not fit in memory.*training\.accumulate=2"):
+    with pytest.raises(TrainingError, match=rf"8 samples does not fit in memory; {said}.*training\.accumulate=2"):
         train(preset(), run)
     found = checkpoints.find(run / "network")
-    assert found and found[0] == 6
+    assert found and found[0] == step
     monkeypatch.undo()
     train(preset(), run)
     assert same(run, straight)

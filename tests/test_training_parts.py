@@ -8,8 +8,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from data_folders import picture_folder, write
 from paired import KINDS, Paired, preset
 
+from unidiffuser import encode as encoding
+from unidiffuser.cli import main
+from unidiffuser.datasets import open_data
 from unidiffuser.datasets.codec_files import codec_key
 from unidiffuser.joint import modalities_of
 from unidiffuser.losses import Objective, draw, noised_loss
@@ -28,6 +32,7 @@ from unidiffuser.training.previews import distributions, make
 from unidiffuser.training.sizes import NAMES, size_of
 
 SHAPES = {"image": (3, 8, 8), "text": (4, 4)}
+LARGE = {"image": {"kind": "image", "size": 72}}
 
 
 @pytest.mark.parametrize("text", [*NAMES, "4M", "30M", "0.5B", "120000000"])
@@ -95,6 +100,17 @@ def test_large_pictures_get_an_autoencoder_and_a_patch_that_fits() -> None:
     assert made.codecs["image"]["autoencoder"]["size"] == 256 and made.network["patch"] == 2
     assert made.autoencoder_training is not None and made.network["labels"] == 3
     assert preset_for(Paired(), {"image": {"kind": "image", "size": 64}}, 1, "d", size_of("tiny")).network["patch"] == 4
+
+
+def test_encoded_data_are_patched_by_the_grids_that_they_hold(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    raw = open_data(write(picture_folder(tmp_path / "raw", 6), {"data.json": json.dumps({"modalities": LARGE})}))
+    encoding.encode(raw, encoding.fitted(raw), tmp_path / "encoded")
+    assert main(["train", "--data", str(tmp_path / "encoded"), "--size", "tiny", "--print-config"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["network"]["patch"] == 8 and found["codecs"] == {"image": {**LARGE["image"], "channels": 3}}
+    assert found["autoencoder_training"] is None
 
 
 def test_a_missing_modality_is_ignored_and_the_others_train() -> None:

@@ -1,5 +1,7 @@
 """Where training begins from: a trained model of another grid, with fewer modalities, or with low-rank additions."""
 
+import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -10,12 +12,18 @@ from torch import Tensor
 
 from unidiffuser import UniDiffuser, lora
 from unidiffuser.checkpoints import ModelError, adapter, native
+from unidiffuser.modalities.image import Image
+from unidiffuser.modalities.text import Text
+from unidiffuser.modalities.vector import Vector
 from unidiffuser.networks import build
 from unidiffuser.networks.uvit import UViT
 from unidiffuser.train import train
 from unidiffuser.training import warm
+from unidiffuser.training.codecs import shapes_of
+from unidiffuser.training.estimate import estimate
 from unidiffuser.training.overrides import changed
 from unidiffuser.training.preset import Adapting
+from unidiffuser.training.sizes import Size
 
 THREE = Paired(names=("image", "text", "vector"))
 
@@ -85,6 +93,36 @@ def test_a_start_that_does_not_fit_is_refused(tmp_path: Path, trained: Path) -> 
         preset(adapter=Adapting(rank=2))
 
 
+def test_data_encoded_with_other_codecs_than_those_of_the_start_are_refused(tmp_path: Path, trained: Path) -> None:
+    theirs = native.read(trained).modalities
+    text = Text.fit(["red left", "green right"], width=4)
+    for name, other in (("image", Image(size=8, channels=1)), ("text", text)):
+        made = replace(preset(start=str(trained)), encoders={**theirs, name: other})
+        with pytest.raises(ValueError, match=rf"the {name} of these data .*`data encode --model {trained}`"):
+            train(made, tmp_path / "run")
+    assert not (tmp_path / "run/codecs").exists()
+
+
+def test_data_encoded_with_the_codecs_of_the_start_keep_their_size_and_bring_new_modalities(trained: Path) -> None:
+    theirs = native.read(trained).modalities
+    encoders = {"image": Image(size=16), "text": theirs["text"], "vector": Vector.fit([[0.0, 1.0], [1.0, 0.0]])}
+    known = warm.known_codecs(replace(preset(THREE, start=str(trained)), encoders=encoders))
+    assert known == encoders
+
+
+def test_an_estimate_of_low_rank_additions_counts_them_alone_as_trained(trained: Path) -> None:
+    other = Size(parameters=0, dim=64, depth=2, heads=2, lr=2e-3, batch=8, steps=12)  # the network is that of the start
+    made = preset(start=str(trained), adapter=Adapting(rank=2), size=other)
+    network = native.read(trained).awake().network
+    whole = sum(p.numel() for p in network.parameters())
+    lora.adapt(network, 2, 0.0, ("attention", "mlp", "skip"))
+    added = sum(p.numel() for p in network.parameters()) - whole
+    found = estimate(made, shapes_of(made))
+    assert (found.parameters, found.trained) == (whole + added, added)
+    assert found.state_bytes == 4 * (whole + added + 4 * added)
+    assert "million of them trained" in found.lines(made)[0]
+
+
 def test_an_adapter_changes_nothing_at_first_and_its_file_makes_the_model(tmp_path: Path, trained: Path) -> None:
     old = native.read(trained).awake().network
     network = build(old.describe())
@@ -114,6 +152,25 @@ def test_an_adapter_resumes_to_the_same_bits(tmp_path: Path, trained: Path) -> N
     resumed = train(changed(made, [("training.cooldown", "0.0")]), tmp_path / "halves")
     assert all(torch.equal(x, resumed.network.state_dict()[n]) for n, x in whole.network.state_dict().items())
     assert straight.network.state_dict().keys() == resumed.network.state_dict().keys()
+
+
+def test_a_run_goes_on_from_its_own_start_alone(tmp_path: Path, trained: Path) -> None:
+    base, run = tmp_path / "base", tmp_path / "run"
+    shutil.copytree(trained, base)
+    made = preset(start=str(base), adapter=Adapting(rank=2), steps=8)
+    train(made, run)
+    shutil.rmtree(run / "final")
+    older = {name: x for name, x in json.loads((run / "preset.json").read_text()).items() if name != "start_sha256"}
+    (run / "preset.json").write_text(json.dumps(older))
+    train(made, run)  # as older runs were: it was not known which one it began from
+    before = (run / "final/config.json").read_bytes()
+    train(preset(seed=4), tmp_path / "other")
+    shutil.rmtree(base)
+    shutil.copytree(tmp_path / "other/final", base)
+    for steps in (8, 12):
+        with pytest.raises(ValueError, match=r"other settings \(start_sha256: it was \S+, now "):
+            train(preset(start=str(base), adapter=Adapting(rank=2), steps=steps), run)
+    assert (run / "final/config.json").read_bytes() == before
 
 
 def test_an_adapter_of_another_model_or_a_broken_file_is_refused(tmp_path: Path, trained: Path) -> None:

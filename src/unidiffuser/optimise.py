@@ -22,10 +22,10 @@ from torch import Tensor, nn
 
 from unidiffuser.checkpoints import sharded
 from unidiffuser.checkpoints import training as checkpoints
-from unidiffuser.training import TrainingError
+from unidiffuser.training import TrainingError, memory, saving
 from unidiffuser.training.journal import Journal
 from unidiffuser.training.preset import OptimiserSettings as OptimiserSettings
-from unidiffuser.training.state import Averages, Optimisers, state_of, unsharded
+from unidiffuser.training.state import Averages, Optimisers, state_of
 from unidiffuser.training.team import Team, full, quiet
 
 log = logging.getLogger(__name__)
@@ -159,35 +159,43 @@ class _Run:
 
     def take_step(self, loss_of: LossOf) -> tuple[float, dict[str, float], float]:
         """One step of the optimiser, unless its gradient is not finite. Returns the loss, its parts, and the norm."""
+        with self._guarded(whole=True):
+            loss, parts, norm = self._gradient(loss_of)
+        self._count(math.isfinite(norm))
+        if not self.bad:
+            with self._guarded(whole=False):
+                self.optimisers.step(rate(self.step, self.settings))
+                self.averages.update(self.step)
+        self.model.zero_grad(set_to_none=True)
+        self.step += 1
+        return loss, parts, norm
+
+    def _gradient(self, loss_of: LossOf) -> tuple[float, dict[str, float], float]:
+        """The gradient of a step, clipped, part after part. Returns as `take_step`."""
         loss, parts = 0.0, dict[str, float]()
         count = self.settings.accumulate
         for k in range(count):
             with quiet(self.called, last=k == count - 1):
-                one, its_parts = self._loss(loss_of, self.step * count + k)
+                one, its_parts = loss_of(self.step * count + k)
                 (one / count).backward()
             loss += one.item() / count
             for name, x in its_parts.items():
                 parts[name] = parts.get(name, 0.0) + float(x) / count
         weights = [p for p in self.model.parameters() if p.grad is not None]
-        norm = float(full(nn.utils.clip_grad_norm_(weights, self.settings.clip or math.inf)))
-        self._count(math.isfinite(norm))
-        if not self.bad:
-            self.optimisers.step(rate(self.step, self.settings))
-            self.averages.update(self.step)
-        self.model.zero_grad(set_to_none=True)
-        self.step += 1
-        return loss, parts, norm
+        return loss, parts, float(full(nn.utils.clip_grad_norm_(weights, self.settings.clip or math.inf)))
 
-    def _loss(self, loss_of: LossOf, number: int) -> tuple[Tensor, Mapping[str, Tensor]]:
-        """The loss; if there is none to be had, what was trained so far is saved before the error goes on."""
+    @contextmanager
+    def _guarded(self, *, whole: bool) -> Iterator[None]:
+        """Before an error goes on, save what was trained so far, if the weights are whole: not amid their change."""
         try:
-            return loss_of(number)
+            yield
         except Exception as error:
             self.model.zero_grad(set_to_none=True)
-            if self.step and self.team.size == 1:
+            saved = whole and self.step > 0 and self.team.size == 1
+            if saved:
                 self.save(last=True)
-            if isinstance(error, torch.OutOfMemoryError | MemoryError):
-                raise TrainingError(_out_of_memory(self.settings)) from error
+            if memory.is_short(error):
+                raise TrainingError(memory.sentence(self.settings, saved)) from error
             raise
 
     def _count(self, finite: bool) -> None:
@@ -204,7 +212,7 @@ class _Run:
     def save(self, last: bool) -> None:
         """Write a checkpoint; a disk that refuses is forgiven once, unless it was the last chance."""
         state = state_of(self.model, self.averages, self.optimisers)
-        trouble = _saved(self.folder, self.step, state, self.team)
+        trouble = saving.save(self.folder, self.step, state, self.team)
         if not trouble:
             self.failed_saves = 0
             if self.saved and self.team.first:
@@ -226,34 +234,6 @@ def _findable(folder: Path) -> tuple[int, str] | str | None:
     except ValueError as error:
         return str(error)
     return None if found is None else (found[0], str(found[1]))
-
-
-def _saved(folder: Path, step: int, state: Mapping[str, Tensor], team: Team) -> str:
-    """Write a checkpoint together; what went wrong, or nothing."""
-    if unsharded(state):
-        return str(team.tell(_attempt(lambda: checkpoints.save(folder, step, state)) if team.first else ""))
-    aside = team.tell(str(checkpoints.prepare(folder, step)) if team.first else "")
-    trouble = _attempt(lambda: sharded.fill(Path(aside), state))
-    if team.agree(int(bool(trouble))):
-        return trouble or "another process could not write its shards"
-    return str(team.tell(_attempt(lambda: checkpoints.finish(folder, step, Path(aside))) if team.first else ""))
-
-
-def _attempt(do: Callable[[], Any]) -> str:
-    """What the disk says to it; empty if all went well."""
-    try:
-        do()
-    except OSError as error:
-        return f"{error.filename}: {error.strerror}" if error.filename and error.strerror else str(error)
-    return ""
-
-
-def _out_of_memory(settings: OptimiserSettings) -> str:
-    return (
-        f"a part of {settings.batch // settings.accumulate} samples does not fit in memory; the weights are saved. "
-        f"Give the same line with --set training.accumulate={2 * settings.accumulate}, with "
-        "--set training.recompute=true, or a smaller --size in another folder"
-    )
 
 
 def rate(step: int, settings: OptimiserSettings) -> float:

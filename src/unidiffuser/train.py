@@ -59,17 +59,21 @@ def train(preset: Preset, run: Path, *, device: str = "cpu", progress: Progress 
         The trained model.
 
     Raises:
-        ValueError: the folder belongs to a run with other settings, or to another process.
+        ValueError: the folder belongs to a run with other settings or from another model, or to another process.
         TrainingError: it cannot go on; what was trained is saved.
         SystemExit, KeyboardInterrupt: it was asked to stop; the same call goes on from there.
     """
+    preset = warm.pinned(preset)
     team = join(device)
     try:
         if not team.first:
-            return _carry_out(preset, run, team, None)
+            done = team.tell(None)
+            return UniDiffuser.from_pretrained(run / "final") if done else _carry_out(preset, run, team, None)
         with folder.locked(run):
             folder.claim(run, describe(preset))
-            return finished(preset, run) or _carry_out(preset, run, team, progress)
+            model = finished(preset, run)
+            team.tell(model is not None)
+            return model or _carry_out(preset, run, team, progress)
     finally:
         team.leave()
 
@@ -83,7 +87,7 @@ def finished(preset: Preset, run: Path) -> UniDiffuser | None:
     if not (run / "final").is_dir():
         return None
     parts = native.read(run / "final")
-    return UniDiffuser.from_parts(parts) if parts.training == describe(preset) else None
+    return UniDiffuser.from_parts(parts) if parts.training == describe(warm.pinned(preset)) else None
 
 
 def _carry_out(preset: Preset, run: Path, team: Team, progress: Progress | None) -> UniDiffuser:
@@ -171,8 +175,8 @@ def _averages(
 
 
 def _codecs(preset: Preset, run: Path, team: Team, progress: Progress | None) -> dict[str, Modality[Any]]:
-    """The codec of every modality: that of the model of `start`, or one that is fitted."""
-    known = warm.codecs_of(preset.start, preset.codecs) if preset.start else dict(preset.encoders or {})
+    """The codec of every modality: one that is known, or one that is fitted."""
+    known = warm.known_codecs(preset)
     values = preset.values or partial(codecs.first_values, preset.pairs)
     torch.manual_seed(preset.training.seed)
     autoencoder = partial(_trained_autoencoder, preset, run, team, progress)

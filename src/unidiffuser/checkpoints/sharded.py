@@ -12,6 +12,7 @@ from pathlib import Path
 import torch.distributed as dist
 from safetensors.torch import load_file
 from torch import Tensor
+from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageReader, HuggingFaceStorageWriter
 from torch.distributed.checkpoint.state_dict_loader import load
 from torch.distributed.checkpoint.state_dict_saver import save
@@ -21,11 +22,21 @@ from unidiffuser.checkpoints.training import STATE
 
 
 def fill(aside: Path, state: Mapping[str, Tensor]) -> None:
-    """Write this process's shards of a state into a directory; all processes call it together."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        writer = HuggingFaceStorageWriter(str(aside), save_distributed=True)
-        save(dict(state), storage_writer=writer, no_dist=not dist.is_initialized())
+    """Write this process's shards of a state into a directory; all processes call it together.
+
+    Raises:
+        OSError: the disk refused one of the processes; all of them raise it.
+    """
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            writer = HuggingFaceStorageWriter(str(aside), save_distributed=True)
+            save(dict(state), storage_writer=writer, no_dist=not dist.is_initialized())
+    except CheckpointException as error:  # which is no Exception, and holds what each process met
+        rank, (first, _) = min(error.failures.items())
+        if not isinstance(first, Exception):
+            raise first from None  # somebody asked it to stop
+        raise OSError(f"process {rank} cannot write its shards: {first}") from error
 
 
 def load_into(folder: Path, state: Mapping[str, Tensor], *, part: bool = False) -> None:

@@ -46,37 +46,41 @@ def save(run: Path, step: int, state: Mapping[str, Tensor]) -> Path:
 
 def write(run: Path, step: int, fill: Callable[[Path], None]) -> Path:
     """Write a checkpoint whose files `fill` puts into a directory aside, then remove the oldest ones."""
-    aside = prepare(run, step)
+    place = aside(run, step)
     try:
-        fill(aside)
-        return finish(run, step, aside)
+        prepare(place)
+        fill(place)
+        return finish(run, step, place)
     except BaseException:
-        shutil.rmtree(aside, ignore_errors=True)
+        shutil.rmtree(place, ignore_errors=True)
         raise
 
 
-def prepare(run: Path, step: int) -> Path:
-    """An empty directory aside for the checkpoint of a step."""
-    aside = run / "checkpoints" / f"{_name(step)}.tmp-{os.getpid()}"
-    shutil.rmtree(aside, ignore_errors=True)
-    aside.mkdir(parents=True)
-    return aside
+def aside(run: Path, step: int) -> Path:
+    """Where this process writes the checkpoint of a step before it is whole."""
+    return run / "checkpoints" / f"{_name(step)}.tmp-{os.getpid()}"
 
 
-def finish(run: Path, step: int, aside: Path) -> Path:
+def prepare(place: Path) -> None:
+    """Make an empty directory aside."""
+    shutil.rmtree(place, ignore_errors=True)
+    place.mkdir(parents=True)
+
+
+def finish(run: Path, step: int, place: Path) -> Path:
     """Mark a filled directory as whole, put it in its place, and remove the oldest checkpoints."""
     files = {}
-    for file in sorted(aside.iterdir()):
+    for file in sorted(place.iterdir()):
         _flush(file)
         files[file.name] = {"bytes": file.stat().st_size, "sha256": _sha256(file)}
-    mark = aside / MARK
+    mark = place / MARK
     mark.write_text(json.dumps({"step": step, "files": files}))
     _flush(mark)
-    _flush(aside)
+    _flush(place)
     final = run / "checkpoints" / _name(step)
     if final.exists():
         shutil.rmtree(final)
-    os.rename(aside, final)
+    os.rename(place, final)
     _flush(final.parent)
     for old in _places(run)[:-KEEP]:
         shutil.rmtree(old)

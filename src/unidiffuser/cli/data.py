@@ -89,12 +89,27 @@ def _codecs(args: argparse.Namespace) -> "Mapping[str, Modality[Any]]":
     if args.model:
         from unidiffuser.checkpoints import box, native
 
-        return native.read(box.find(args.model)).modalities
+        return _sized(native.read(box.find(args.model)).modalities, args.size)
     if args.codecs:
         from unidiffuser.datasets.codec_files import load_codecs
 
-        return load_codecs(Path(args.codecs))
+        return _sized(load_codecs(Path(args.codecs)), args.size)
+    if args.size:
+        raise ValueError(
+            "--size is for the codecs of --model or --codecs; those that are fitted have the size that data.json "
+            'declares: {"modalities": {"image": {"kind": "image", "size": 128}}}'
+        )
     return {}
+
+
+def _sized(codecs: "Mapping[str, Modality[Any]]", size: tuple[int, int] | None) -> "Mapping[str, Modality[Any]]":
+    """Codecs for pictures of a size, if one is asked for."""
+    from unidiffuser.training.warm import resized
+
+    pictures = [name for name, codec in codecs.items() if codec.media_type == "image"]
+    if size and not pictures:
+        raise ValueError(f"--size is for pictures, and there are codecs for {', '.join(codecs)} only; leave it out")
+    return {**codecs, **{name: resized(codecs[name], *size) for name in pictures}} if size else codecs
 
 
 def described(report: Mapping[str, Any]) -> list[str]:
@@ -135,6 +150,7 @@ def encode_flags(parser: Parser) -> None:
     parser.flag("--out", required=True, metavar="FOLDER", help="where the latents go")
     parser.flag("--model", metavar="MODEL", help="use the codecs of a model: its name in the box, or a folder")
     parser.flag("--codecs", metavar="FOLDER", help="use the codecs of encoded data (default: fit them on the data)")
+    parser.flag("--size", type=flags.size, metavar="WxH", help="of the pictures of --model or --codecs, in pixels")
     parser.flag("--stored", default="float32", metavar="FORMAT", help=f"of the numbers: {', '.join(STORED)}")
     parser.flag("--force", action="store_true", help="replace latents of other codecs or other data")
     flags.add_device(parser)

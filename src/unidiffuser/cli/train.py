@@ -16,7 +16,7 @@ from unidiffuser.cli.terminal import Terminal
 
 if TYPE_CHECKING:
     from unidiffuser.train import Progress
-    from unidiffuser.training.preset import Preset
+    from unidiffuser.training.preset import Adapting, Preset
 
 MEMORY = {
     "MALLOC_MMAP_THRESHOLD_": "4294967296",
@@ -97,18 +97,30 @@ def named_preset(args: argparse.Namespace) -> "Preset":
     if args.size is not None:
         raise ValueError(f"the preset {args.preset} has a size of its own; --size goes with --data")
     asked = {name: getattr(args, name) for name in ("steps", "batch", "save_every", "seed")}
-    return replace(preset, training=replace(preset.training, **{n: x for n, x in asked.items() if x is not None}))
+    training = replace(preset.training, **{n: x for n, x in asked.items() if x is not None})
+    return replace(
+        preset,
+        name=args.name or preset.name,
+        start=args.start or preset.start,
+        adapter=adapting(args) or preset.adapter,
+        training=training,
+    )
+
+
+def adapting(args: argparse.Namespace) -> "Adapting | None":
+    """The low-rank additions that the flags ask for."""
+    from unidiffuser.training.preset import Adapting
+
+    return None if args.lora_rank is None else Adapting(rank=args.lora_rank)
 
 
 def preset_of_data(args: argparse.Namespace) -> "Preset":
     """The preset that is derived from data and the dial."""
     from unidiffuser.datasets import open_data
     from unidiffuser.training.derive import preset_for
-    from unidiffuser.training.preset import Adapting
     from unidiffuser.training.sizes import size_of
 
     data = open_data(args.data, seed=args.seed or 0)
-    adapter = None if args.lora_rank is None else Adapting(rank=args.lora_rank)
     preset = preset_for(
         data.pairs,
         data.kinds,
@@ -121,9 +133,10 @@ def preset_of_data(args: argparse.Namespace) -> "Preset":
         save_every=args.save_every,
         seed=args.seed or 0,
         start=args.start or "",
-        adapter=adapter,
+        adapter=adapting(args),
+        encoders=data.codecs,
     )
-    return replace(preset, values=data.values, encoders=data.codecs)
+    return replace(preset, values=data.values)
 
 
 def summary(preset: "Preset", size: str | None) -> list[str]:

@@ -9,7 +9,7 @@ from unidiffuser.datasets.cases import RawCases
 from unidiffuser.datasets.declaration import Column, Declared
 from unidiffuser.datasets.encoded import EncodedCases
 from unidiffuser.datasets.faults import Damaged
-from unidiffuser.datasets.pairs import Pairs
+from unidiffuser.datasets.mixing import Chained, Mixed
 from unidiffuser.datasets.rows import Rows
 from unidiffuser.modalities import Modality
 
@@ -28,7 +28,7 @@ class Opened:
 class Data:
     """Open data."""
 
-    pairs: Pairs
+    pairs: Chained | Mixed
     """The samples: raw values by modality, or, of encoded data, tensors by stream."""
     kinds: Mapping[str, Mapping[str, Any]]
     """Modality -> {"kind": a file of modalities/, and options of its `fit`}."""
@@ -45,6 +45,10 @@ class Data:
     def samples(self) -> int:
         """How many rows the sources have together. `len(pairs)` is more where rows take turns or are mixed."""
         return sum(len(source.cases) for source in self.sources)
+
+    def repeats(self, index: int) -> bool:
+        """Whether sample `index` shows the row of another, in a further turn or in the place of one that is damaged."""
+        return self.pairs.repeats(index)
 
     def values(self, modality: str, most: int | None = None) -> Iterator[Any]:
         """The raw values of a modality, every caption of a text, to fit a codec on; nothing else is decoded.

@@ -54,6 +54,9 @@ class Part(Protocol):
     def at(self, row: int, turn: int) -> Mapping[str, Any]:
         """The sample of a row in a turn; if the row is damaged, of the next that is not."""
 
+    def lost(self, row: int) -> bool:
+        """Whether a row was found to be damaged, so that another stands in its place."""
+
 
 class Source:
     """The rows of one source as they are."""
@@ -69,6 +72,10 @@ class Source:
         """The sample of a row in a turn; if the row is damaged, of the next that is not."""
         order = ((row + k) % len(self) for k in range(len(self)))
         return _expected(self.cases, _first_whole(self.cases, order, turn, self.damaged))
+
+    def lost(self, row: int) -> bool:
+        """Whether a row was found to be damaged, so that another stands in its place."""
+        return row in self.damaged
 
 
 class Joined:
@@ -91,6 +98,10 @@ class Joined:
         """The sample of a row in a turn; if the row is damaged, of the next that is not."""
         order = ((row + k) % len(self) for k in range(len(self)))
         return _expected(self.first, next((one for k in order if (one := self._paired(k, turn)) is not None), None))
+
+    def lost(self, row: int) -> bool:
+        """Whether a row was found to be damaged, so that another stands in its place."""
+        return row in self.damaged[0]
 
     def _paired(self, row: int, turn: int) -> dict[str, Any] | None:
         """A row and its partners; None if the row itself is damaged."""
@@ -144,6 +155,11 @@ class Chained:
         """The label of the part that a sample comes from."""
         return self._place(index)[0].label
 
+    def repeats(self, index: int) -> bool:
+        """Whether another sample shows the row of this one: it takes a further turn, or was found to be damaged."""
+        part, row = self._place(index)
+        return index >= self.rows or part.lost(row)
+
     def _place(self, index: int) -> tuple[Part, int]:
         check_index(index, len(self))
         row = index % self.rows
@@ -169,15 +185,26 @@ class Mixed:
 
     def __getitem__(self, index: int) -> Mapping[str, Any]:
         check_index(index, self.length)
-        s, k = self.slots[index % self.block]
-        part = self.parts[s]
-        turn, position = divmod(index // self.block * self.counts[s] + k, len(part))
-        return part.at(shuffled(position, len(part), self.seed, s, turn), turn)
+        part, row, turn = self._place(index)
+        return part.at(row, turn)
 
     def label_of(self, index: int) -> int:
         """The label of the part that a sample comes from."""
         check_index(index, self.length)
         return self.parts[self.slots[index % self.block][0]].label
+
+    def repeats(self, index: int) -> bool:
+        """Whether another sample shows the row of this one: it takes a further turn, or was found to be damaged."""
+        check_index(index, self.length)
+        part, row, turn = self._place(index)
+        return turn > 0 or part.lost(row)
+
+    def _place(self, index: int) -> tuple[Part, int, int]:
+        """The part of a sample, its row and its turn."""
+        s, k = self.slots[index % self.block]
+        part = self.parts[s]
+        turn, position = divmod(index // self.block * self.counts[s] + k, len(part))
+        return part, shuffled(position, len(part), self.seed, s, turn), turn
 
 
 def shares(weights: Sequence[float]) -> list[int]:

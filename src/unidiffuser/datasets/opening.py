@@ -16,7 +16,6 @@ from unidiffuser.datasets.faults import Tally
 from unidiffuser.datasets.files import local
 from unidiffuser.datasets.locating import declared_of, merged
 from unidiffuser.datasets.mixing import Cases, Chained, Joined, Mixed, Part, Source
-from unidiffuser.datasets.pairs import Pairs
 from unidiffuser.datasets.probing import derived
 from unidiffuser.datasets.rows import Rows
 
@@ -111,7 +110,7 @@ def _kinds(
     return {name: each | dict(options.get(name, {})) for name, each in kinds.items()}
 
 
-def _arranged(declared: Sequence[Declared], cases: Sequence[Cases], seed: int) -> tuple[Pairs, int]:
+def _arranged(declared: Sequence[Declared], cases: Sequence[Cases], seed: int) -> tuple[Chained | Mixed, int]:
     """Sources as one data set, and how many labels it has."""
     apart = [(source, [each]) for source, each in zip(declared, cases, strict=True) if not source.join]
     joined = [(source, each) for source, each in zip(declared, cases, strict=True) if source.join]

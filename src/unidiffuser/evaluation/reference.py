@@ -45,6 +45,9 @@ class Truth(Protocol):
     def digest(self) -> str:
         """A hash of what they are."""
 
+    def repeats(self, index: int) -> bool:
+        """Whether the pair of this index shows what another one shows; asked again after it was read."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class World:
@@ -68,6 +71,10 @@ class World:
     def digest(self) -> str:
         """See `Truth`."""
         return hashlib.sha256(repr(self.pairs).encode()).hexdigest()
+
+    def repeats(self, index: int) -> bool:
+        """See `Truth`."""
+        return False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -98,12 +105,13 @@ def gather(model: UniDiffuser, data: Truth, samples: int, seed: int) -> Referenc
     order = torch.randperm(rows, generator=generator(seed, "evaluate/pairs")).tolist()
     whole: list[Pair] = []
     passed: dict[str, int] = {}
-    for row in order:
+    for row in (row for row in order if not data.repeats(row)):
         if len(whole) == samples + max(samples, MOST_OTHERS):
             break
         try:
             pair = data.pairs[row]
-            whole.append({name: model.modalities[name].check(pair[name]) for name in names})
+            if not data.repeats(row):  # a damaged one, which is known only now, has given its place to another
+                whole.append({name: model.modalities[name].check(pair[name]) for name in names})
         except KeyError as error:
             reason = f"it has no {error.args[0]}"
             passed[reason] = passed.get(reason, 0) + 1

@@ -7,6 +7,7 @@ codecs       each modality's codec, fitted          folder       whose run it is
 team         the processes of a run                 journal      metrics.jsonl and other sinks
 state        all that a run needs to go on          previews     samples of a run in progress
 warm         weights from another model             estimate     memory and time before anything is spent
+saving       a checkpoint by many processes         memory       what to say when it runs out
 """
 
 

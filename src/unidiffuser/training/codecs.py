@@ -21,6 +21,7 @@ from unidiffuser.datasets import Pairs
 from unidiffuser.datasets.codec_files import load_codecs, save_codecs
 from unidiffuser.modalities import Modality
 from unidiffuser.networks.autoencoder import AutoEncoder, AutoEncoderConfig
+from unidiffuser.training import warm
 from unidiffuser.training.preset import Preset
 
 LOOKED_AT = 1000
@@ -53,17 +54,19 @@ def fit_codec(name: str, entry: Mapping[str, Any], values: Values, count: int, a
 
 
 def shapes_of(preset: Preset) -> dict[str, tuple[int, ...]]:
-    """Stream -> shape of the codecs that a preset would fit, with an autoencoder that is not trained."""
+    """Stream -> shape of the codecs of a run; those that it would fit have an autoencoder that is not trained."""
 
     def fresh(name: str) -> AutoEncoder:
         return AutoEncoder(AutoEncoderConfig(**preset.codecs[name]["autoencoder"]))
 
     values = preset.values or partial(first_values, preset.pairs)
-    made = preset.encoders or {
+    known = warm.known_codecs(preset)
+    made = {
         name: fit_codec(name, entry, values, min(preset.fitted_on, LOOKED_AT), fresh)
         for name, entry in preset.codecs.items()
+        if name not in known
     }
-    return Codecs(made).shapes
+    return Codecs(known | made).shapes
 
 
 def first_values(pairs: Pairs, name: str, most: int) -> Iterator[Any]:

@@ -1,16 +1,19 @@
 """From a data set and a few wishes to a whole preset; what is derived here is printed by `--print-config`.
 
 Pictures of at most 64 pixels a side are diffused as pixels, in patches that make at most 256 tokens; larger ones as
-the latents of an autoencoder (8 pixels a cell) that is trained first. What the network puts out and where its error is
-measured follow what was found best for small models (docs/training.md): data out, velocity error, rectified flow.
+the latents of an autoencoder (8 pixels a cell) that is trained first. Encoded data are taken as they are. What the
+network puts out and where its error is measured follow what was found best for small models (docs/training.md): data
+out, velocity error, rectified flow.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from unidiffuser.checkpoints import Settings
+from unidiffuser.codecs import Codecs
 from unidiffuser.datasets import Pairs
 from unidiffuser.guidance import Guidance
+from unidiffuser.modalities import Modality
 from unidiffuser.training.preset import Adapting, OptimiserSettings, Preset
 from unidiffuser.training.sizes import Size
 
@@ -37,6 +40,7 @@ def preset_for(
     seed: int = 0,
     start: str = "",
     adapter: Adapting | None = None,
+    encoders: Mapping[str, Modality[Any]] | None = None,
 ) -> Preset:
     """The preset of a run.
 
@@ -45,12 +49,12 @@ def preset_for(
         size: the dial's setting.
         batch, steps, save_every: in place of what is derived.
         seed: of everything.
-        start, adapter: see `Preset`.
+        start, adapter, encoders: see `Preset`.
 
     Raises:
         ValueError: a number is out of range, or pictures have a size that no patch fits.
     """
-    codecs = {modality: codec_for(entry) for modality, entry in kinds.items()}
+    codecs = {modality: dict(entry) if encoders else codec_for(entry) for modality, entry in kinds.items()}
     steps, batch = size.steps if steps is None else steps, size.batch if batch is None else batch
     training = training_for(size, steps, batch, save_every, seed)
     autoencoder = None
@@ -71,7 +75,7 @@ def preset_for(
         "dim": size.dim,
         "depth": size.depth,
         "heads": size.heads,
-        "patch": patch_for(codecs.values()),
+        "patch": patch_for(encoded_sides(encoders) if encoders else sides_of(codecs.values())),
         "norm": "pre",
         "rotary": True,
         "timestep_mlp": True,
@@ -93,6 +97,7 @@ def preset_for(
         training=training,
         start=start,
         adapter=adapter,
+        encoders=encoders,
         settings=Settings(steps=25, solver="dpmpp_2m", grid="uniform", guidance=Guidance(scale=1.0)),
     )
 
@@ -128,9 +133,14 @@ def codec_for(entry: Mapping[str, Any]) -> dict[str, Any]:
     return codec
 
 
-def patch_for(codecs: Any) -> int:
-    """The patch of the grids: at most so many tokens for the largest, and a divisor of every side."""
-    sides = []
+def encoded_sides(encoders: Mapping[str, Modality[Any]]) -> list[int]:
+    """The sides of the grids that encoded data hold."""
+    return [side for shape in Codecs(encoders).shapes.values() if len(shape) == 3 for side in shape[1:]]
+
+
+def sides_of(codecs: Iterable[Mapping[str, Any]]) -> list[int]:
+    """The sides of the grids that codecs will make when they are fitted."""
+    sides: list[int] = []
     for codec in codecs:
         if "autoencoder" in codec:
             sides.append(codec["autoencoder"]["size"] // codec["autoencoder"]["factor"])
@@ -138,6 +148,12 @@ def patch_for(codecs: Any) -> int:
             sides.append(codec["size"])
         elif codec.get("kind") == "sound":
             sides += [codec.get("mels", 64), codec.get("frames", 64)]
+    return sides
+
+
+def patch_for(sides: Iterable[int]) -> int:
+    """The patch of grids with these sides: at most so many tokens for the largest, and a divisor of every side."""
+    sides = list(sides)
     fitting = [p for p in (1, 2, 4, 8, 16) if all(side % p == 0 for side in sides)]
     return next((p for p in fitting if p > 1 and all((side // p) ** 2 <= MOST_TOKENS for side in sides)), fitting[-1])
 

@@ -1,6 +1,7 @@
 """Memory and time of a run before anything is spent, from the network itself on no memory ("meta" tensors).
 
-    weights, gradients, two moments, E averages      4 (4 + E) bytes a parameter, shared out under fsdp
+    weights         4 bytes a parameter; gradients, two moments, E averages: 4 (3 + E) more for each that is trained;
+                    shared out under fsdp
     activations     what autograd would keep of one part of a batch, added up tensor by tensor
     time            the operations of a step, counted, over the rate of bfloat16 products measured here
 
@@ -15,8 +16,11 @@ from typing import Any
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
+from unidiffuser import lora
+from unidiffuser.checkpoints import box, native
 from unidiffuser.joint import Joint, modalities_of
-from unidiffuser.networks import build
+from unidiffuser.networks import Network, build
+from unidiffuser.training import warm
 from unidiffuser.training.preset import Preset
 
 EFFICIENCY = 0.45
@@ -30,6 +34,8 @@ class Estimate:
     """What a run will take."""
 
     parameters: int
+    trained: int
+    """So many of them: fewer than all with low-rank additions, which are counted among them."""
     tokens: int
     state_bytes: int
     """Weights, gradients, moments and averages, a process."""
@@ -43,8 +49,9 @@ class Estimate:
     def lines(self, preset: Preset) -> list[str]:
         """For a person."""
         hours = self.seconds * preset.training.steps / 3600
+        trained = f"{self.trained / 1e6:.2f} million of them trained, " if self.trained < self.parameters else ""
         return [
-            f"parameters     {self.parameters / 1e6:.1f} million, {self.tokens} tokens a sample",
+            f"parameters     {self.parameters / 1e6:.1f} million, {trained}{self.tokens} tokens a sample",
             f"memory         {(self.state_bytes + self.activation_bytes) / 2**30:.2f} GiB a process: "
             f"{self.state_bytes / 2**30:.2f} for weights, moments and averages, "
             f"{self.activation_bytes / 2**30:.2f} for activations",
@@ -64,9 +71,7 @@ def estimate(
         device: whose rate is measured.
     """
     settings = preset.training
-    description: dict[str, Any] = {**preset.network, "streams": dict(streams)}
-    with torch.device("meta"):
-        network = build(description)
+    network = _network(preset, {**preset.network, "streams": dict(streams)})
     rows = max(settings.batch // (settings.accumulate * processes), 1)
     x: Joint = {s: torch.empty(rows, *shape, device="meta") for s, shape in streams.items()}
     t = {m: torch.empty(rows, device="meta") for m in modalities_of(streams)}
@@ -84,6 +89,7 @@ def estimate(
         out = network(x, t)
         torch.stack([value.float().sum() for value in out.values()]).sum().backward()
     count = sum(p.numel() for p in network.parameters())
+    trained = sum(p.numel() for p in network.parameters() if p.requires_grad)
     share = processes if preset.sharding == "fsdp" else 1
     kept_bytes = sum(kept.values()) // (2 if settings.autocast else 1)
     if settings.recompute:
@@ -93,12 +99,24 @@ def estimate(
         operations *= 4 / 3
     return Estimate(
         parameters=count,
+        trained=trained,
         tokens=_tokens(network),
-        state_bytes=4 * count * (5 + len(settings.more_ema)) // share,
+        state_bytes=4 * (count + trained * (4 + len(settings.more_ema))) // share,
         activation_bytes=kept_bytes,
         operations=operations,
         seconds=operations / processes / (EFFICIENCY * rate_of_products(device, settings.autocast)),
     )
+
+
+def _network(preset: Preset, description: dict[str, Any]) -> Network:
+    """The network that a run trains, without memory."""
+    if preset.start:
+        description = warm.grown(native.read(box.find(preset.start)), description)
+    with torch.device("meta"):
+        network = build(description)
+        if preset.adapter:
+            lora.adapt(network, preset.adapter.rank, preset.adapter.alpha, preset.adapter.layers)
+    return network
 
 
 def _tokens(network: Any) -> int:

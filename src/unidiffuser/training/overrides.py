@@ -9,10 +9,10 @@ import json
 from collections.abc import Iterable, Mapping
 from typing import Any, TypeVar, cast
 
-from unidiffuser.training.preset import Preset
+from unidiffuser.training.preset import GIVEN, PINNED, Preset
 
 T = TypeVar("T")
-FIXED = ("pairs", "data", "values", "encoders")
+FIXED = (*GIVEN, PINNED)
 
 
 def changed(preset: Preset, changes: Iterable[tuple[str, str]]) -> Preset:

@@ -135,6 +135,8 @@ class Preset:
     """How the network is optimised."""
     start: str = ""
     """The model whose weights training begins from; empty: fresh ones."""
+    start_sha256: str = ""
+    """The sha256 of that model, of which there may come to be another in the same place; see `warm.pinned`."""
     adapter: Adapting | None = None
     """Train only low-rank additions to the model of `start`; None: all weights."""
     settings: Settings
@@ -144,7 +146,7 @@ class Preset:
     preview_every: int = 0
     """Steps between previews, which are made from checkpoints; 0: none."""
     tensorboard: bool = False
-    """Whether the figures also go to RUN/tensorboard."""
+    """Whether the figures also go to RUN/network/tensorboard."""
     sharding: Sharding = "none"
     """How several processes share the network: every one has a whole copy, or each a part of it (fsdp)."""
 
@@ -165,6 +167,11 @@ class Preset:
             raise ValueError(f"the autoencoder of {trained[0]!r} needs settings of its training")
 
 
+GIVEN = ("pairs", "data", "values", "encoders")
+"""What is no setting but the data themselves, and what comes with them."""
+PINNED = "start_sha256"
+"""What a run finds out when it begins. Older runs did not, and theirs may be any."""
+
 FREE: tuple[str, ...] = (
     "name",
     "settings",
@@ -180,15 +187,14 @@ FREE += tuple(f"training.{name}" for name in ("steps", "cooldown", "save_every",
 
 def describe(preset: Preset) -> dict[str, Any]:
     """The preset as JSON, for the saved model and for the run folder."""
-    values = {
-        f: getattr(preset, f) for f in preset.__dataclass_fields__ if f not in ("pairs", "data", "values", "encoders")
-    }
+    values = {f: getattr(preset, f) for f in preset.__dataclass_fields__ if f not in (*GIVEN, PINNED)}
     plain = {name: asdict(v) if name in _NESTED and v is not None else v for name, v in values.items()}
     plain["pairs"] = preset.data or repr(preset.pairs)
+    if preset.start_sha256:
+        plain[PINNED] = preset.start_sha256
     return dict(json.loads(json.dumps(plain)))
 
 
-_UNSAID = ("pairs", "data", "values", "encoders")
 _NESTED = ("autoencoder_training", "training", "adapter", "settings")
 
 
@@ -208,6 +214,8 @@ def settled(described: Mapping[str, Any]) -> dict[str, Any]:
 def differences(mine: Mapping[str, Any], before: Mapping[str, Any]) -> list[str]:
     """What differs between two descriptions, one line each; a setting that one of them lacks has its default."""
     a, b = _defaults() | settled(mine), _defaults() | settled(before)
+    if PINNED not in a or PINNED not in b:
+        a, b = ({name: x for name, x in each.items() if name != PINNED} for each in (a, b))
     return [
         f"{name}: it was {_shown(b.get(name))}, now {_shown(a.get(name))}"
         for name in sorted(a.keys() | b.keys())

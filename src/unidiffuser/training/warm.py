@@ -14,12 +14,45 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from unidiffuser.checkpoints import Parts, box, native
+from unidiffuser.datasets.codec_files import codec_key
 from unidiffuser.joint import modalities_of
 from unidiffuser.modalities import Modality
 from unidiffuser.modalities.image import Image
+from unidiffuser.modalities.stable_diffusion import StableDiffusion
 from unidiffuser.networks import Network, build
 from unidiffuser.networks.autoencoder import AutoEncoder
 from unidiffuser.networks.uvit import UViT
+from unidiffuser.training.preset import Preset
+
+
+def pinned(preset: Preset) -> Preset:
+    """The preset with the sha256 of the model that it begins from, if there is one.
+
+    Raises:
+        ModelError: there is no such model.
+    """
+    if not preset.start:
+        return preset
+    return replace(preset, start_sha256=native.summary(box.find(preset.start))["sha256"])
+
+
+def known_codecs(preset: Preset) -> dict[str, Modality[Any]]:
+    """The codecs that a run need not fit: those of the model of `start`, and those of data that are encoded already.
+
+    Raises:
+        ValueError: the data are encoded in another way than that model understands.
+    """
+    theirs = dict(preset.encoders or {})
+    if not preset.start:
+        return theirs
+    known = codecs_of(preset.start, {name: x for name, x in preset.codecs.items() if name not in theirs})
+    for name in sorted(known.keys() & theirs.keys()):
+        if codec_key({name: _as_large_as(theirs[name], known[name])}) != codec_key({name: theirs[name]}):
+            raise ValueError(
+                f"the {name} of these data was encoded with another codec than that of {preset.start}, to which its "
+                f"latents would mean nothing; encode the data with `data encode --model {preset.start}`"
+            )
+    return known | theirs
 
 
 def codecs_of(model: str, wanted: Mapping[str, Mapping[str, Any]]) -> dict[str, Modality[Any]]:
@@ -32,18 +65,39 @@ def codecs_of(model: str, wanted: Mapping[str, Mapping[str, Any]]) -> dict[str, 
     for name, entry in wanted.items():
         codec, size = found.get(name), (entry.get("autoencoder") or entry).get("size")
         if isinstance(codec, Image) and size and size != codec.size:
-            found[name] = resized(codec, size)
+            found[name] = resized(codec, size, size)
     return found
 
 
-def resized(codec: Image, size: int) -> Image:
-    """The same codec for pictures of another size; an autoencoder is a convolution and takes any."""
+def resized(codec: Modality[Any], width: int, height: int) -> Modality[Any]:
+    """The same codec for pictures of another size in pixels; an autoencoder is a convolution and takes any.
+
+    Raises:
+        ValueError: it can have no such size.
+    """
+    if not isinstance(codec, Image):
+        return codec.resized(width, height)
+    if width != height:
+        raise ValueError(f"these pictures are square, and {width}x{height} is not; give a side twice: {width}x{width}")
     if codec.latents is None:
-        return Image(size=size, channels=codec.channels)
+        return Image(size=width, channels=codec.channels)
     before = codec.latents.autoencoder
-    after = AutoEncoder(replace(before.config, size=size))
+    after = AutoEncoder(replace(before.config, size=width))
     after.load_state_dict(before.state_dict())
-    return Image(size=size, channels=codec.channels, latents=replace(codec.latents, autoencoder=after.eval()))
+    return Image(size=width, channels=codec.channels, latents=replace(codec.latents, autoencoder=after.eval()))
+
+
+def _as_large_as(other: Modality[Any], codec: Modality[Any]) -> Modality[Any]:
+    """A codec of pictures for the size of another one; any other codec as it is."""
+    size, wanted = _size(codec), _size(other)
+    return resized(codec, *wanted) if size and wanted and size != wanted else codec
+
+
+def _size(codec: Modality[Any]) -> tuple[int, int] | None:
+    """(width, height) of a codec's pictures in pixels."""
+    if isinstance(codec, Image):
+        return codec.size, codec.size
+    return codec.size if isinstance(codec, StableDiffusion) else None
 
 
 def grown(parts: Parts, description: Mapping[str, Any]) -> dict[str, Any]:
