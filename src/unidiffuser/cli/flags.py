@@ -190,27 +190,30 @@ def add_output(parser: Parser) -> None:
 
 
 def load(args: argparse.Namespace, recipe: "Recipe | None" = None) -> "UniDiffuser":
-    """The model that --model names, or the one in the box that made the recipe."""
+    """The model that --model names, or the one in the box that made the recipe, with the adapters of --lora."""
     from unidiffuser.checkpoints import box, native
 
+    adapters = vars(args).get("lora") or []
     if recipe is None:
-        return adapted(opened(args.model or "scenes", args, "float32"), vars(args).get("lora"))
+        return adapted(opened(args.model or "scenes", args, "float32"), adapters)
     made_by = f"{args.like} was made by the model {recipe.model!r} with the hash {recipe.model_sha256[:10] or 'none'}"
     digests = {native.summary(box.find(name))["sha256"]: name for name in box.names()}
-    name = args.model or digests.get(recipe.model_sha256)
+    name = args.model or digests.get(recipe.model_sha256) or ("scenes" if adapters else None)
+    cure = "with --model, and with --lora the adapters that it had"
     if name is None:
-        raise ValueError(f"{made_by}, which is not in the box; give its folder with --model")
-    model = opened(name, args, recipe.dtype)
+        raise ValueError(f"{made_by}, which is not in the box; give its folder {cure}")
+    model = adapted(opened(name, args, recipe.dtype), adapters)
     if model.digest != recipe.model_sha256:
-        raise ValueError(f"{made_by}, but {name} has {model.digest[:10]}; give that model's folder with --model")
+        found = " with ".join([name, *adapters])
+        raise ValueError(f"{made_by}, but {found} has {model.digest[:10]}; give that model's folder {cure}")
     return model
 
 
-def adapted(model: "UniDiffuser", adapters: Sequence[str] | None) -> "UniDiffuser":
+def adapted(model: "UniDiffuser", adapters: Sequence[str]) -> "UniDiffuser":
     """A model with the adapters of --lora merged into it; its hash then names both."""
     from unidiffuser.checkpoints.adapter import read
 
-    for text in adapters or ():
+    for text in adapters:
         path, equals, strength = text.rpartition("=") if "=" in text else (text, "", "")
         additions, base = read(path)
         model.add(additions, number(strength, "--lora") if equals else 1.0, base=base)
