@@ -15,6 +15,7 @@ import torch
 from PIL import Image
 from tiny_model import saved_model, tiny_model
 
+from unidiffuser import Guidance, UniDiffuser
 from unidiffuser.checkpoints import adapter, box
 from unidiffuser.cli import VERBS, main
 from unidiffuser.lora import Additions
@@ -111,6 +112,19 @@ def test_like_takes_other_flags(place: Path, capsys: pytest.CaptureFixture[str])
     assert pixels("b/0002.png") == pixels("a/0002.png")
     answer = run_json('unidiffuser sample --like a/0000.png --text "a red star" --out c --json', capsys)
     assert "reproduced" not in answer and pixels("c/0000.png") != pixels("a/0000.png")
+
+
+def test_guidance_acts_in_the_interval_that_is_said(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    ask = f'unidiffuser sample image --text "{TEXT}" --seed 7 --steps 6 --guidance 2'
+    run(f"{ask} --out a", capsys)
+    answer = run_json(f"{ask} --guidance-interval 0.3,0.6 --out b --json", capsys)
+    assert answer["guidance"] == {"scale": 2.0, "interval": [0.3, 0.6], "against": "marginal"}
+    guidance = Guidance(scale=2.0, interval=(0.3, 0.6))
+    [sample] = UniDiffuser.from_pretrained("scenes").sample("image", text=TEXT, seed=7, steps=6, guidance=guidance)
+    assert pixels("b/0000.png") == sample["image"].tobytes() != pixels("a/0000.png")
+    run("unidiffuser sample image --like a/0000.png --guidance-interval 0.3,0.6 --out c", capsys)
+    run("unidiffuser sample image --like b/0000.png --out d", capsys)
+    assert pixels("c/0000.png") == pixels("d/0000.png") == pixels("b/0000.png")
 
 
 def test_like_says_why_it_cannot(place: Path, models: Path, capsys: pytest.CaptureFixture[str]) -> None:
