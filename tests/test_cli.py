@@ -125,6 +125,8 @@ def test_guidance_acts_in_the_interval_that_is_said(place: Path, capsys: pytest.
     run("unidiffuser sample image --like a/0000.png --guidance-interval 0.3,0.6 --out c", capsys)
     run("unidiffuser sample image --like b/0000.png --out d", capsys)
     assert pixels("c/0000.png") == pixels("d/0000.png") == pixels("b/0000.png")
+    report = run_json("unidiffuser evaluate scenes --samples 8 --steps 1 --guidance-interval 0.3,0.6 --json", capsys)
+    assert report["settings"]["guidance"]["interval"] == [0.3, 0.6]
 
 
 def test_like_says_why_it_cannot(place: Path, models: Path, capsys: pytest.CaptureFixture[str]) -> None:
