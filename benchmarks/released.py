@@ -3,6 +3,7 @@
     python benchmarks/released.py --quick      a small network, below a minute
     python benchmarks/released.py              full size, 952.5 million parameters; most of the time is theirs
     python benchmarks/released.py --model FOLDER    the weights of a converted model
+    python benchmarks/released.py --device cuda --batch 8 --steps 20
 
 Both read one set of weights, ours from our format and theirs from the diffusers folder that we export. The two take
 turns; a ratio is theirs over ours in one turn, so that above 1 is faster, and its spread is over the turns.
@@ -12,8 +13,9 @@ turns; a ratio is theirs over ours in one turn, so that above 1 is faster, and i
     captions     a batch of four: one batched, cached beam search against four without a cache
     picture      a whole text to picture at equal steps, ours by its released solver
     equal error  text to picture by our code: the released 50 steps against the cheapest setting that comes as near to a
-                 solution of 200 steps, noises held. Only for --model: with random weights the flow is not smooth in
-                 t, and no solver is better than another
+                 solution of 200 steps (`equal_error.py`): of other solvers, then with guidance in an interval, reuse of
+                 inner blocks, and both. Only for --model: with random weights the flow is not smooth in t, and no
+                 solver is better than another
     forward int8 one evaluation with the network in int8 against theirs in floats, and how far it is from our own floats
     start        from the start of a process to the first evaluation of the network
     memory       the most that such a process held, through a whole text to picture; of ours also with int8
@@ -38,8 +40,6 @@ from typing import Any
 
 PROMPT = "a red cat"
 GUIDANCE = 7.0
-SETTINGS = [(solver, steps) for steps in (10, 15, 20, 25, 30, 40) for solver in ("unipc", "dpmpp_3m", "dpmpp_2m")]
-"""What the released setting is compared with, cheapest first."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -204,7 +204,6 @@ def measure(ours_at: Path, theirs_at: Path, size: Size, args: argparse.Namespace
     import torch
 
     from unidiffuser import UniDiffuser
-    from unidiffuser.denoiser import NetworkDenoiser
     from unidiffuser.joint import cat_joints, noise_like
 
     dtype = getattr(torch, args.dtype)
@@ -239,21 +238,20 @@ def measure(ours_at: Path, theirs_at: Path, size: Size, args: argparse.Namespace
         )
     measure_captions(table, model, pipe, size, args)
     side = model.modalities["image"].size[0]
-    options = {"steps": size.steps, "guidance": GUIDANCE, "n": args.batch}
-    table.add(
-        "picture",
-        *turns(
-            lambda: model.sample("image", text=PROMPT, seed=1, **options),
-            lambda: pipe(
-                prompt=PROMPT, num_inference_steps=size.steps, guidance_scale=GUIDANCE + 1, height=side, width=side,
-                num_images_per_prompt=args.batch,
-            ),
-            max(args.rounds // 2, 1),
+    steps = args.steps or size.steps
+    options = {"steps": steps, "guidance": GUIDANCE, "n": args.batch, "batch": args.batch}
+    mine, other = turns(
+        lambda: model.sample("image", text=PROMPT, seed=1, **options),
+        lambda: pipe(
+            prompt=PROMPT, num_inference_steps=steps, guidance_scale=GUIDANCE + 1, height=side, width=side,
+            num_images_per_prompt=args.batch,
         ),
-        note=f"{size.steps} steps, batch {args.batch}",
+        max(args.rounds // 2, 1),
     )  # fmt: skip
+    each = statistics.median(mine) / args.batch
+    table.add("picture", mine, other, note=f"{steps} guided steps, batch {args.batch}: {each:.3g} s a picture")
     if args.model:
-        measure_equal_error(table, model, NetworkDenoiser)
+        measure_equal_error(table, model)
     measure_int8(table, model, lambda: library(500.0), (xt, t, label), args)
     return table
 
@@ -310,39 +308,17 @@ def measure_captions(table: Table, model: Any, pipe: Any, size: Size, args: argp
     table.add("captions", mine, [4 / count * x for x in other], note=note)
 
 
-def measure_equal_error(table: Table, model: Any, make: Any) -> None:
+def measure_equal_error(table: Table, model: Any) -> None:
     """Ours against the released 50 steps, both of our own code, at equal distance to 200 steps."""
-    import torch
+    from equal_error import Found, search
 
-    from unidiffuser import sampling
-    from unidiffuser.guidance import Guidance
-    from unidiffuser.timesteps import assign_roles
+    def tell(name: str, found: Found, released: Found) -> None:
+        note = f"{found.setting}, {found.error:.1e}; the released 50 steps, {released.error:.1e}"
+        table.add(name, [found.seconds], [released.seconds], note=note)
 
-    given = {s: x.to(model.device) for s, x in model.encode(text=PROMPT).items()}
-    roles = assign_roles(tuple(model.modalities), ["image"], ["text"])
-    wanted = ["image.latent", "image.clip"]
-    denoiser = make(model.part.wake(), model.process, model.prediction, 1, wanted)
-
-    def draw(solver: str, steps: int) -> tuple[Any, float]:
-        start = time.perf_counter()
-        with torch.inference_mode():
-            found = sampling.sample(
-                denoiser, model.process, model.shapes, roles, [1], given=given, guidance=Guidance(scale=GUIDANCE),
-                solver=solver, steps=steps, end=0.001, device=model.device,
-            )["image.latent"]  # fmt: skip
-        return found, time.perf_counter() - start
-
-    best, _ = draw("dpmpp_3m", 200)
-    found, released = draw("dpm_single_3", 50)
-    allowed = float((found - best).norm() / best.norm())
-    for solver, steps in SETTINGS:
-        found, took = draw(solver, steps)
-        error = float((found - best).norm() / best.norm())
-        if error <= allowed:
-            note = f"50 steps of the released solver, {allowed:.1e}; {steps} of {solver}, {error:.1e}"
-            table.add("equal error", [took], [released], note=note)
-            return
-    print(f"equal error   none of the settings comes as near as the released 50 steps, {allowed:.1e}")
+    for name, found in search(model, PROMPT, GUIDANCE, tell).items():
+        if found is None:
+            print(f"{name:<14}left out: no setting comes as near as the released 50 steps and computes less")
 
 
 def worker(whose: str, folder: Path, args: argparse.Namespace) -> None:
@@ -408,6 +384,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--starts", type=int, default=2, help="processes of each kind; 0 leaves start and memory out")
     parser.add_argument("--batch", type=int, default=1, help="pictures at once")
+    parser.add_argument("--steps", type=int, default=None, metavar="N", help="of a picture at equal steps (default: 5)")
     parser.add_argument("--low-memory", action="store_true", help="ours holds one part at a time when it starts")
     parser.add_argument("--model", metavar="FOLDER", help="a converted model in place of random weights")
     parser.add_argument("--json", metavar="FILE")

@@ -149,6 +149,8 @@ COMMANDS: dict[str, tuple[list[str], int, str]] = {
     "guidance": (["sample", "image", "--guidance", "nan"], 2, "guidance scale"),
     "guidance of letters": (["sample", "image", "--guidance", "strong"], 2, "must be a number"),
     "two conventions": (["sample", "image", "--guidance", "1", "--g", "2"], 2, "two conventions"),
+    "half an interval": (["sample", "image", "--guidance-interval", "0.2"], 2, "must be LOW,HIGH such as 0.2,0.8"),
+    "interval backwards": (["sample", "image", "--guidance-interval", "0.9,0.1"], 2, "two timesteps"),
     "g below one": (["sample", "image", "--g", "0.5"], 2, "g = s + 1"),
     "loose": (["sample", "image", "--text", "a red star", "--loose", "text=2"], 2, "between 0"),
     "missing picture": (["sample", "text", "--image", "no.png"], 2, "cannot read no.png"),

@@ -11,11 +11,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from PIL import Image
 from tiny_model import saved_model, tiny_model
 
-from unidiffuser.checkpoints import box
+from unidiffuser import Guidance, UniDiffuser
+from unidiffuser.checkpoints import adapter, box
 from unidiffuser.cli import VERBS, main
+from unidiffuser.lora import Additions
 
 SRC = Path(__file__).parents[1] / "src"
 TEXT = "a large red circle above a small blue square"
@@ -123,6 +126,21 @@ def test_like_takes_other_flags(place: Path, capsys: pytest.CaptureFixture[str])
     assert "reproduced" not in answer and pixels("c/0000.png") != pixels("a/0000.png")
 
 
+def test_guidance_acts_in_the_interval_that_is_said(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    ask = f'unidiffuser sample image --text "{TEXT}" --seed 7 --steps 6 --guidance 2'
+    run(f"{ask} --out a", capsys)
+    answer = run_json(f"{ask} --guidance-interval 0.3,0.6 --out b --json", capsys)
+    assert answer["guidance"] == {"scale": 2.0, "interval": [0.3, 0.6], "against": "marginal"}
+    guidance = Guidance(scale=2.0, interval=(0.3, 0.6))
+    [sample] = UniDiffuser.from_pretrained("scenes").sample("image", text=TEXT, seed=7, steps=6, guidance=guidance)
+    assert pixels("b/0000.png") == sample["image"].tobytes() != pixels("a/0000.png")
+    run("unidiffuser sample image --like a/0000.png --guidance-interval 0.3,0.6 --out c", capsys)
+    run("unidiffuser sample image --like b/0000.png --out d", capsys)
+    assert pixels("c/0000.png") == pixels("d/0000.png") == pixels("b/0000.png")
+    report = run_json("unidiffuser evaluate scenes --samples 8 --steps 1 --guidance-interval 0.3,0.6 --json", capsys)
+    assert report["settings"]["guidance"]["interval"] == [0.3, 0.6]
+
+
 def test_like_says_why_it_cannot(place: Path, models: Path, capsys: pytest.CaptureFixture[str]) -> None:
     tiny_model(1).save("other")
     run("unidiffuser sample image --seed 7 --out a --model other", capsys)
@@ -134,6 +152,24 @@ def test_like_says_why_it_cannot(place: Path, models: Path, capsys: pytest.Captu
     run("unidiffuser sample image --like a/0000.png --out b --model other", capsys)
     main(shlex.split("sample text --like a/0000.png --model other"))
     assert "not text" in capsys.readouterr().err
+
+
+def test_like_takes_the_adapters_that_made_it(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    g = torch.Generator().manual_seed(0)
+    pair = (torch.randn(2, 32, generator=g), torch.randn(32, 2, generator=g))
+    adapter.write(Path("own.safetensors"), Additions({"mid_block.attention.proj": pair}, 1.0), base="")
+    run("unidiffuser sample image --seed 7 --out plain", capsys)
+    run("unidiffuser sample image --seed 7 --lora own.safetensors=0.5 --out a", capsys)
+    assert pixels("a/0000.png") != pixels("plain/0000.png")
+    for model in ("", "--model scenes"):
+        like = f"unidiffuser sample image --like a/0000.png {model} --lora own.safetensors=0.5 --out b --force --json"
+        assert run_json(like, capsys)["reproduced"] is True
+        assert pixels("b/0000.png") == pixels("a/0000.png")
+    for flags in ("", "--model scenes", "--lora own.safetensors"):
+        assert main(shlex.split(f"sample image --like a/0000.png {flags} --out c")) == 2
+        assert "with --lora the adapters that it had" in capsys.readouterr().err
+    assert main(shlex.split("sample image --like plain/0000.png --lora own.safetensors --out c")) == 2
+    assert "but scenes with own.safetensors has " in capsys.readouterr().err
 
 
 def test_nothing_is_overwritten_unless_forced(place: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -12,6 +12,7 @@ from tiny_model import LARGE_CIRCLE, tiny_model
 from unidiffuser import UniDiffuser
 from unidiffuser.checkpoints import box
 from unidiffuser.cli import main
+from unidiffuser.marking import CHUNK, SOURCE_TYPE
 from unidiffuser.presets import PRESETS
 from unidiffuser.training.preset import describe
 
@@ -67,6 +68,7 @@ def test_teacher_and_student_side_by_side(place: Path, capsys: pytest.CaptureFix
     with Image.open("out/compare.png") as sheet:
         sheet.load()
         assert sheet.width > 4 * 128 and sheet.height > 2 * 128
+        assert SOURCE_TYPE in sheet.info[CHUNK]
     # The same pictures as `sample` draws with those seeds.
     model = UniDiffuser.from_pretrained("scenes-1step")
     again = model.sample("image", text="a small green star", seed=7)[0]["image"]

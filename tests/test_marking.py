@@ -1,5 +1,6 @@
 """Marks of synthetic pictures, on and off."""
 
+import io
 import xml.etree.ElementTree
 from pathlib import Path
 
@@ -11,6 +12,7 @@ from tiny_model import saved_model
 from unidiffuser.cli import main
 from unidiffuser.marking import CHUNK, SOURCE_TYPE, check_words, watermarked
 from unidiffuser.recipe import KEY
+from unidiffuser.server.images import as_format
 
 
 @pytest.fixture
@@ -42,6 +44,14 @@ def test_the_mark_for_machines_is_on_with_and_without_a_recipe_and_can_be_off(pl
     assert set(alone.info) == {CHUNK, "xmp"} and digital_source_type(alone) == SOURCE_TYPE
     assert off.info == {}
     assert len({picture.tobytes() for picture in (with_recipe, alone, off)}) == 1
+
+
+@pytest.mark.parametrize("format_", ["jpeg", "webp"])
+def test_the_mark_for_machines_stays_in_the_formats_of_the_server(format_: str, place: Path) -> None:
+    drawn = made("a")
+    with PIL.Image.open(io.BytesIO(as_format(Path("a/0000.png").read_bytes(), format_, 90))) as picture:
+        assert picture.format == format_.upper() and picture.size == drawn.size
+        assert SOURCE_TYPE.encode() in picture.info["xmp"]
 
 
 def test_the_visible_mark_is_off_unless_asked_for(place: Path) -> None:

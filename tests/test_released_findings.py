@@ -18,6 +18,10 @@ from unidiffuser.captions import Captioning, beam_search
 from unidiffuser.guidance import Guidance
 from unidiffuser.joint import noise_like
 from unidiffuser.lora import Additions
+from unidiffuser.reuse import Reuse
+from unidiffuser.stages import _prepared
+from unidiffuser.training.preset import OptimiserSettings
+from unidiffuser.training.team import Team
 
 
 @pytest.fixture(scope="module")
@@ -198,7 +202,7 @@ def test_18_no_part_is_left_in_training_mode(formats: Formats, model: UniDiffuse
 
 
 def test_19_adapters_and_reuse_work(formats: Formats) -> None:
-    """No adapters, no caches."""
+    """No adapters, no caches on the model."""
     own = formats.model()
     [before] = own.sample("text", seed=1, steps=2)
     width = own.network.state_dict()["mid_block.attention.proj.weight"].shape[0]
@@ -208,6 +212,41 @@ def test_19_adapters_and_reuse_work(formats: Formats) -> None:
     [after] = own.sample("text", seed=1, steps=2)
     assert (before.streams["text"] - after.streams["text"]).abs().max() > 1e-3
     assert own.digest != formats.model().digest
+    calls = {place: counted(own.network, place) for place in ("mid_block", "out_blocks.1")}
+    exact, reused = (
+        latents(own.sample("image", text="cat", seed=1, steps=6, guidance=1.0, reuse=how))
+        for how in (None, Reuse(every=2))
+    )
+    assert [len(each) for each in calls.values()] == [6 + 3, 6 + 6]
+    assert 0 < float((reused - exact).norm() / exact.norm()) < 0.5
+
+
+def test_19_activations_may_be_computed_again_in_the_backward_pass(formats: Formats) -> None:
+    """No gradient checkpointing."""
+    (plain, once), (again, twice) = (gradients(formats.model(), recompute) for recompute in (False, True))
+    assert twice == 2 * once > 0
+    for name, gradient in plain.items():
+        assert float(gradient.abs().max()) > 0, name
+        torch.testing.assert_close(again[name], gradient, msg=name)
+
+
+def gradients(model: UniDiffuser, recompute: bool) -> tuple[dict[str, Tensor], int]:
+    """Of a training step of the network, by name; and how often a block was computed for them."""
+    network = model.part.settle().requires_grad_(True)
+    calls = counted(network, "mid_block.attention")
+    called = _prepared(network, OptimiserSettings(steps=1, batch=2, recompute=recompute), Team(), "none")
+    xt = noise_like(model.shapes, [1, 2], "test")
+    t = {"image": torch.tensor([0.3, 0.9]), "text": torch.tensor([0.7, 0.1])}
+    outputs = called(xt, t, torch.tensor([0, 1]))
+    torch.stack([x.square().mean() for x in outputs.values()]).sum().backward()
+    return {name: p.grad for name, p in network.named_parameters() if p.grad is not None}, len(calls)
+
+
+def counted(network: torch.nn.Module, place: str) -> list[int]:
+    """A list that grows whenever this part of a network is computed."""
+    calls: list[int] = []
+    network.get_submodule(place).register_forward_hook(lambda *_: calls.append(1))
+    return calls
 
 
 def test_20_the_search_does_not_lose_small_probabilities_in_half_precision() -> None:

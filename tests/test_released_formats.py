@@ -6,13 +6,26 @@ from typing import Any
 
 import pytest
 import torch
-from released_model import FORMATS, Formats, converted, diffusers, released, save_diffusers, save_original, transformers
+from released_model import (
+    FORMATS,
+    Formats,
+    converted,
+    diffusers,
+    original_network,
+    released,
+    save_diffusers,
+    save_original,
+    transformers,
+)
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from unidiffuser import UniDiffuser
-from unidiffuser.checkpoints import convert
+from unidiffuser.checkpoints import convert, thu_ml
+from unidiffuser.checkpoints import diffusers as diffusers_folder
 from unidiffuser.joint import noise_like
+from unidiffuser.networks.uvit import UViT, UViTConfig
+from unidiffuser.offload import Weights
 
 
 def tensors(model: UniDiffuser) -> dict[str, Tensor]:
@@ -36,6 +49,39 @@ def check_equal(one: UniDiffuser, other: UniDiffuser) -> None:
 def test_all_formats_give_one_model(version: str, name: str, request: pytest.FixtureRequest) -> None:
     places: Formats = request.getfixturevalue(version)
     check_equal(places.model("new"), places.model(name))
+
+
+@pytest.mark.parametrize("labels, parameters, files", [(2, 952_509_520, 418), (0, 952_504_912, 416)])
+def test_at_full_size_every_format_has_the_structure_of_the_released_network(
+    labels: int, parameters: int, files: int, tmp_path: Path
+) -> None:
+    """Numbers and shapes are those of the authors' files (v1, v0); no memory is taken for the weights."""
+    streams = {"text": (77, 64), "image.clip": (1, 512), "image.latent": (4, 64, 64)}
+    config = UViTConfig(
+        streams=streams, modalities=("image", "text"), dim=1536, depth=30, heads=24, patch=2, labels=labels
+    )
+    with torch.device("meta"):
+        ours = {name: tuple(x.shape) for name, x in UViT(config).state_dict().items()}
+        unet = diffusers.UniDiffuserModel(
+            text_dim=64, clip_img_dim=512, num_text_tokens=77, num_attention_heads=24, attention_head_dim=64,
+            in_channels=4, out_channels=4, num_layers=30, sample_size=64, patch_size=2, activation_fn="gelu",
+            norm_type="layer_norm", block_type="unidiffuser", pre_layer_norm=False, use_data_type_embedding=labels > 0,
+        )  # fmt: skip
+        original = original_network(unet)
+    assert sum(torch.Size(shape).numel() for shape in ours.values()) == parameters
+    unused = 1536 * 4 * 2 * 2 + 1536  # their class has the patch embedding twice
+    assert sum(p.numel() for p in unet.parameters()) == parameters + unused
+    assert len(original) == files
+    expected = {
+        "pos_embed": (1, 1104, 1536), "in_blocks.14.attn.qkv.weight": (4608, 1536), "decoder_pred.weight": (16, 1536),
+        "mid_block.mlp.fc1.weight": (6144, 1536), "out_blocks.14.skip_linear.weight": (1536, 3072),
+    }  # fmt: skip
+    assert {name: tuple(original[name].shape) for name in expected} == expected
+    unet.save_config(tmp_path)
+    assert diffusers_folder._network(tmp_path) == config
+    assert diffusers_folder._translated(config, Weights.of(unet.state_dict())).shapes == ours
+    found, weights = thu_ml._network(tmp_path, Weights.of(original), None)
+    assert found == config and weights.shapes == ours
 
 
 def test_the_versions_differ_in_their_label(formats: Formats, formats_v0: Formats) -> None:

@@ -193,6 +193,7 @@ def test_half_precision_halves_the_parts_and_stays_near(formats: Formats, model:
     xt = model.encode(text="cat", image=photo())
     t = {"image": 0.5, "text": 0.5}
     exact, half = model.predict_noise(xt, t), formats.model(dtype=torch.bfloat16).predict_noise(xt, t)
+    assert {x.dtype for x in half.values()} == {torch.float32}
     for stream in xt:
         assert 0 < float((exact[stream] - half[stream]).norm() / exact[stream].norm()) < 0.1
 

@@ -13,6 +13,8 @@ from PIL import Image  # noqa: E402
 from running_server import Server, data_url  # noqa: E402
 from tiny_model import tiny_model  # noqa: E402
 
+from unidiffuser.marking import SOURCE_TYPE  # noqa: E402
+
 TEXT = "a large red circle"
 
 
@@ -45,7 +47,9 @@ def test_generations_are_the_librarys_own_samples(client: Any) -> None:
 @pytest.mark.parametrize("format_", ["png", "jpeg", "webp"])
 def test_formats(client: Any, format_: str) -> None:
     answer = client.images.generate(prompt=TEXT, output_format=format_, extra_body={"unidiffuser": {"seed": 1}})
-    assert opened(answer.data[0].b64_json).format == format_.upper()
+    picture = opened(answer.data[0].b64_json)
+    picture.load()
+    assert picture.format == format_.upper() and SOURCE_TYPE.encode() in picture.info["xmp"]
 
 
 def test_an_address_leads_to_the_same_picture(client: Any, server: Server) -> None:

@@ -8,7 +8,9 @@ import signal
 from collections.abc import Collection, Mapping
 from dataclasses import replace
 from pathlib import Path
+from xml.etree import ElementTree
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image as Pictures
@@ -22,6 +24,7 @@ from unidiffuser.cli import main
 from unidiffuser.datasets.scenes.render import GROUND, PAINT
 from unidiffuser.guidance import Guidance
 from unidiffuser.joint import Joint
+from unidiffuser.marking import SOURCE_TYPE
 from unidiffuser.mixture import GaussianMixture
 from unidiffuser.modalities.image import Image
 from unidiffuser.networks.mlp import MLP, MLPConfig
@@ -206,6 +209,11 @@ def test_a_turntable_is_a_gif_that_turns(tmp_path: Path) -> None:
     write_gif(frames, tmp_path / "a.gif")
     with Pictures.open(tmp_path / "a.gif") as gif:
         assert (gif.size, gif.n_frames, gif.info["loop"]) == ((24, 24), len(frames), 0)  # type: ignore[attr-defined]
+        gif.seek(len(frames) - 1)
+        near = np.asarray(gif.convert("RGB")).astype(int) - np.asarray(frames[-1])
+        assert np.abs(near).mean() < 8  # a GIF has 256 colours
+    packet = (tmp_path / "a.gif").read_bytes().partition(b"!\xff\x0bXMP DataXMP")[2].partition(b"\1\xff\xfe")[0]
+    assert SOURCE_TYPE in {value for node in ElementTree.fromstring(packet).iter() for value in node.attrib.values()}
 
 
 def test_the_command_works_as_written(

@@ -1,8 +1,10 @@
 """Marks of synthetic pictures: one that machines read, and one that people see.
 
-    mark_info     the IPTC digital source type "trainedAlgorithmicMedia" in XMP, in a PNG's text chunk: the standard
-                  property by which search engines and editors know a picture that a trained model made
-                  (cv.iptc.org/newscodes/digitalsourcetype; the chunk's name is that of the XMP specification, part 3)
+    PACKET        the IPTC digital source type "trainedAlgorithmicMedia" in XMP: the standard property by which search
+                  engines and editors know a picture that a trained model made
+                  (cv.iptc.org/newscodes/digitalsourcetype). JPEG and WebP take it as it is
+    mark_info     it in a PNG's text chunk, whose name is that of the XMP specification, part 3
+    marked_gif    a GIF with it, as that says
     watermarked   words in the lower right corner
 
 This file knows no model.
@@ -21,6 +23,7 @@ XMP = (
     'xmlns:Iptc4xmpExt="http://iptc.org/std/Iptc4xmpExt/2008-02-29/" '
     f'Iptc4xmpExt:DigitalSourceType="{SOURCE_TYPE}"/></rdf:RDF></x:xmpmeta><?xpacket end="r"?>'
 )
+PACKET = XMP.encode()
 MAX_WORDS = 80
 HEIGHT, SMALLEST, MARGIN = 0.05, 8.0, 0.02
 """Of the letters over the picture's shorter side; of the letters in pixels; of the rim over the shorter side."""
@@ -33,6 +36,16 @@ def mark_info() -> PngInfo:
     info = PngInfo()
     info.add_itxt(CHUNK, XMP)
     return info
+
+
+def marked_gif(data: bytes) -> bytes:
+    """A whole GIF with the packet as its last application extension.
+
+    The packet is no chain of sub-blocks, as readers of GIFs expect: behind it stands every length from 255 down, so
+    that one who takes any of its letters for a length comes to the end of the extension all the same.
+    """
+    end = b";"
+    return data.removesuffix(end) + b"!\xff\x0bXMP DataXMP" + PACKET + b"\1" + bytes(range(255, -1, -1)) + b"\0" + end
 
 
 def check_words(words: str) -> str:

@@ -541,7 +541,8 @@ class UniDiffuser:
             label: the global label, for models that have one; their own if absent.
 
         Returns:
-            stream -> (B, ...): (x_t - alpha x0) / sigma of the clean estimate x0; 0 where t = 0.
+            stream -> (B, ...), float32: the outputs of a network that predicts noise, as they are; of any other, and of
+            a Denoiser that `through` put there, (x_t - alpha x0) / sigma of the clean estimate x0, which is 0 at t = 0.
         """
         batch = batch_size(joint)
         sampling.check_streams("the joint", joint, list(self.shapes), self.shapes, batch)
@@ -549,7 +550,13 @@ class UniDiffuser:
         t = self._checked_timesteps(batch, timesteps)
         part = self.critic_part or self.part
         with part.loaded():
-            x0 = self.posterior_for(self.choose(label=label))(xt, t)
+            denoiser = self.posterior_for(self.choose(label=label))
+            if self._other is None and self.prediction == "eps":
+                # Not by way of x0: where sigma is 0 it knows nothing of the noise.
+                assert isinstance(denoiser, NetworkDenoiser)
+                output = denoiser.predict(xt, t, denoiser.label_for(xt))
+                return {s: output[s].float() for s in xt}
+            x0 = denoiser(xt, t)
         return {s: self.process.eps_from_x0(x0[s], x, t[modality_of(s)]) for s, x in xt.items()}
 
     def _draw(self, plan: "_Plan", seeds: Sequence[int], rows: slice, on_step: OnStep | None) -> Joint:

@@ -2,8 +2,8 @@
 
 The long skips of a U-ViT carry what is fresh past the inner blocks, whose output changes slowly from step to step. So
 the `outer` outermost pairs of blocks are computed at every evaluation, and what lies inside only at every `every`-th;
-in between, its last output is taken (the idea of DeepCache, arXiv 2312.00858, on a transformer). The error is measured
-in docs/speed.md.
+in between, its last output is taken (the idea of DeepCache, arXiv 2312.00858, on a transformer). How large the error is
+depends on the network and the solver's steps; `benchmarks/released.py --model` measures it.
 
 This file knows a U-ViT's blocks. It knows no solver: an evaluation is a call.
 """

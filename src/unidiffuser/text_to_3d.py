@@ -14,6 +14,7 @@ The teacher knows nothing of sides, so a text must hold from all of them. What i
 """
 
 import hashlib
+import io
 import json
 import statistics
 from collections.abc import Callable, Mapping, Sequence
@@ -32,6 +33,7 @@ from unidiffuser.datasets.scenes import facts, oracle
 from unidiffuser.guidance import Guidance
 from unidiffuser.instruct import METHODS, Method
 from unidiffuser.joint import Joint, generator
+from unidiffuser.marking import marked_gif
 from unidiffuser.modalities import SeesPixels
 from unidiffuser.modalities.image import Picture, picture_of
 from unidiffuser.optimise import OptimiserSettings, fit
@@ -273,9 +275,11 @@ def turntable(field: RadianceField, settings: Sculpting, size: int) -> list[Pict
 
 
 def write_gif(frames: Sequence[Picture], path: Path) -> None:
-    """Write pictures as one that turns for ever."""
+    """Write pictures as one that turns for ever, marked as synthetic."""
     first, *rest = frames
-    first.save(path, format="GIF", save_all=True, append_images=rest, duration=FRAME_MS, loop=0)
+    buffer = io.BytesIO()
+    first.save(buffer, format="GIF", save_all=True, append_images=rest, duration=FRAME_MS, loop=0)
+    path.write_bytes(marked_gif(buffer.getvalue()))
 
 
 def _pixels(field: RadianceField, settings: Sculpting, azimuth: Tensor, elevation: Tensor, size: int) -> Tensor:

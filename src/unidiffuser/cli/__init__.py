@@ -40,7 +40,8 @@ def sample(args: argparse.Namespace, terminal: Terminal) -> int:
     model = flags.load(args, recipe)
     flags.check_names(model, args.names)
     given = flags.given(args, model)
-    asked = flags.request(args, request_of(recipe, given) if recipe else Request(names=tuple(args.names)), given)
+    base = request_of(recipe, given) if recipe else Request(names=tuple(args.names))
+    asked = flags.request(args, base, given, model)
     shown = args.names or asked.names
     if strangers := [name for name in shown if name not in asked.names]:
         raise ValueError(
@@ -77,7 +78,7 @@ def chain(args: argparse.Namespace, terminal: Terminal) -> int:
     if args.rounds < 1:
         raise ValueError(f"--rounds must be 1 or more, not {args.rounds}")
     links = [name for name, _ in groupby(args.names * args.rounds)] if args.rounds > 1 else args.names
-    asked = flags.request(args, Request(names=tuple(links)), flags.given(args, model))
+    asked = flags.request(args, Request(names=tuple(links)), flags.given(args, model), model)
     outputs = flags.outputs(args, True, model)
     first = 1 if links and links[0] in asked.given else 0
     outputs.reserve((f"{k:04d}-{i:02d}", [links[i]]) for k in range(asked.n) for i in range(first, len(links)))

@@ -126,6 +126,7 @@ def compare(args: argparse.Namespace, terminal: Terminal) -> int:
 
     from unidiffuser.cli.outputs import beside
     from unidiffuser.joint import seeds_from
+    from unidiffuser.marking import mark_info
     from unidiffuser.pipeline import UniDiffuser
     from unidiffuser.sheet import Cell, sheet
 
@@ -153,7 +154,7 @@ def compare(args: argparse.Namespace, terminal: Terminal) -> int:
         about = {"model": model.name, "model_sha256": model.digest, "steps": model.settings.steps}
         answer.append(about | {"seconds": round(seconds, 3)} | ({"texts": texts} if any(texts) else {}))
     with beside(out) as aside:
-        sheet(rows).save(aside, format="PNG")
+        sheet(rows).save(aside, format="PNG", pnginfo=mark_info())
     strangers = [m for m in models[1:] if m.critic is not None and teacher_of(m) != models[0].digest]
     for model in strangers:
         terminal.say(f"{model.name} is not a student of {models[0].name} but of {model.training['teacher']['name']}")

@@ -54,7 +54,8 @@ class Drawing:
     @cached_property
     def asked(self) -> Request:
         """What the flags ask for, the same for every row."""
-        asked = flags.request(self.args, Request(names=tuple(self.args.names)), flags.given(self.args, self.model))
+        base, given = Request(names=tuple(self.args.names)), flags.given(self.args, self.model)
+        asked = flags.request(self.args, base, given, self.model)
         if asked.n < 1:
             raise ValueError(f"-n must be 1 or more, not {asked.n}")
         return asked

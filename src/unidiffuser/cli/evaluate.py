@@ -1,11 +1,14 @@
 """The verb evaluate: a model against pairs of its own kind, or a model of the scenes against their truth."""
 
 import argparse
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from unidiffuser.cli import flags
 from unidiffuser.cli.flags import Parser
 from unidiffuser.cli.terminal import Terminal
+
+if TYPE_CHECKING:
+    from unidiffuser.pipeline import UniDiffuser
 
 WORLD = "scenes"
 ONLY_WITH_DATA = ("html", "features", "inception", "clip", "only")
@@ -13,13 +16,17 @@ ONLY_WITH_DATA = ("html", "features", "inception", "clip", "only")
 
 def evaluate(args: argparse.Namespace, terminal: Terminal) -> int:
     """Measure a model against data of yours, or a model of the scenes against their truth."""
-    chosen = {"steps": args.steps, "solver": args.solver, "guidance": flags.guidance(args)}
+    return with_data(args, terminal) if args.data else with_scenes(args, terminal)
+
+
+def settings_of(args: argparse.Namespace, model: "UniDiffuser") -> dict[str, Any]:
+    """How to sample, as the flags say."""
+    chosen = {"steps": args.steps, "solver": args.solver, "guidance": flags.guided(args, model.settings.guidance)}
     chosen |= {"label": args.label, "reuse": args.reuse}
-    settings = {name: value for name, value in chosen.items() if value is not None}
-    return with_data(args, settings, terminal) if args.data else with_scenes(args, settings, terminal)
+    return {name: value for name, value in chosen.items() if value is not None}
 
 
-def with_data(args: argparse.Namespace, settings: dict[str, Any], terminal: Terminal) -> int:
+def with_data(args: argparse.Namespace, terminal: Terminal) -> int:
     """Measure a model against the pairs of a folder or a world."""
     from pathlib import Path
 
@@ -42,7 +49,7 @@ def with_data(args: argparse.Namespace, settings: dict[str, Any], terminal: Term
             data,
             200 if args.samples is None else args.samples,
             seed=seed,
-            settings=settings,
+            settings=settings_of(args, model),
             features=args.features,
             inception=args.inception,
             clip=args.clip,
@@ -59,7 +66,7 @@ def with_data(args: argparse.Namespace, settings: dict[str, Any], terminal: Term
     return 0
 
 
-def with_scenes(args: argparse.Namespace, settings: dict[str, Any], terminal: Terminal) -> int:
+def with_scenes(args: argparse.Namespace, terminal: Terminal) -> int:
     """Measure a model of the scenes against their truth."""
     from unidiffuser.evaluate import evaluate_scenes, markdown
 
@@ -72,7 +79,7 @@ def with_scenes(args: argparse.Namespace, settings: dict[str, Any], terminal: Te
             model,
             1000 if args.samples is None else args.samples,
             seed=args.seed or 0,
-            settings=settings,
+            settings=settings_of(args, model),
             progress=lambda what, done, total: progress(done, total),
         )
     terminal.answer(

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
 if TYPE_CHECKING:
     from unidiffuser.cli.outputs import Outputs
+    from unidiffuser.guidance import Guidance
     from unidiffuser.pipeline import UniDiffuser
     from unidiffuser.recipe import Recipe
     from unidiffuser.request import Request
@@ -104,6 +105,21 @@ def reuse(text: str) -> "Reuse":
         raise argparse.ArgumentTypeError(str(error)) from error
 
 
+def interval(text: str) -> tuple[float, float]:
+    """LOW,HIGH from a flag: the timesteps between which guidance acts."""
+    from unidiffuser.guidance import Guidance
+
+    low, _, high = text.partition(",")
+    try:
+        ends = float(low), float(high)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(f"it must be LOW,HIGH such as 0.2,0.8, not {text[:40]!r}") from error
+    try:
+        return Guidance(interval=ends).interval
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from error
+
+
 def numbers(pairs: Iterable[tuple[str, str]], flag: str) -> dict[str, float]:
     """modality -> number from NAME=NUMBER flags."""
     result = {}
@@ -173,6 +189,9 @@ def add_settings(parser: Parser) -> None:
     scale = {"action": "append", "default": [], "metavar": "[NAME=]S"}
     parser.flag("--guidance", **scale, help="guidance scale s, 0 = off; for one modality NAME=S, may be repeated")
     parser.flag("--g", **scale, help="the same in the convention g = s + 1, 1 = off")
+    parser.flag(
+        "--guidance-interval", type=interval, metavar="LOW,HIGH", help="guide only there (default: as the model says)"
+    )
     parser.flag("--label", type=whole, help="global label, for models that have one (default: the model's)")
     parser.flag(
         "--reuse", type=reuse, metavar="EVERY[,OUTER]", help="compute inner blocks at times only: faster, inexact"
@@ -190,27 +209,30 @@ def add_output(parser: Parser) -> None:
 
 
 def load(args: argparse.Namespace, recipe: "Recipe | None" = None) -> "UniDiffuser":
-    """The model that --model names, or the one in the box that made the recipe."""
+    """The model that --model names, or the one in the box that made the recipe, with the adapters of --lora."""
     from unidiffuser.checkpoints import box, native
 
+    adapters = vars(args).get("lora") or []
     if recipe is None:
-        return adapted(opened(args.model or "scenes", args, "float32"), vars(args).get("lora"))
+        return adapted(opened(args.model or "scenes", args, "float32"), adapters)
     made_by = f"{args.like} was made by the model {recipe.model!r} with the hash {recipe.model_sha256[:10] or 'none'}"
     digests = {native.summary(box.find(name))["sha256"]: name for name in box.names()}
-    name = args.model or digests.get(recipe.model_sha256)
+    name = args.model or digests.get(recipe.model_sha256) or ("scenes" if adapters else None)
+    cure = "with --model, and with --lora the adapters that it had"
     if name is None:
-        raise ValueError(f"{made_by}, which is not in the box; give its folder with --model")
-    model = opened(name, args, recipe.dtype)
+        raise ValueError(f"{made_by}, which is not in the box; give its folder {cure}")
+    model = adapted(opened(name, args, recipe.dtype), adapters)
     if model.digest != recipe.model_sha256:
-        raise ValueError(f"{made_by}, but {name} has {model.digest[:10]}; give that model's folder with --model")
+        found = " with ".join([name, *adapters])
+        raise ValueError(f"{made_by}, but {found} has {model.digest[:10]}; give that model's folder {cure}")
     return model
 
 
-def adapted(model: "UniDiffuser", adapters: Sequence[str] | None) -> "UniDiffuser":
+def adapted(model: "UniDiffuser", adapters: Sequence[str]) -> "UniDiffuser":
     """A model with the adapters of --lora merged into it; its hash then names both."""
     from unidiffuser.checkpoints.adapter import read
 
-    for text in adapters or ():
+    for text in adapters:
         path, equals, strength = text.rpartition("=") if "=" in text else (text, "", "")
         additions, base = read(path)
         model.add(additions, number(strength, "--lora") if equals else 1.0, base=base)
@@ -270,14 +292,12 @@ def check_names(model: "UniDiffuser", names: Iterable[str]) -> None:
             raise ValueError(f"this model has no modality {name!r}; it has {known}{guess(name, model.modalities)}")
 
 
-def request(args: argparse.Namespace, base: "Request", given: Mapping[str, Any]) -> "Request":
-    """A request with what the flags say put in the place of what it says."""
+def request(args: argparse.Namespace, base: "Request", given: Mapping[str, Any], model: "UniDiffuser") -> "Request":
+    """A request to a model, with what the flags say put in the place of what it says."""
     from unidiffuser.guidance import Guidance
 
     said: dict[str, Any] = {"n": args.n, "seed": args.seed, "steps": args.steps, "solver": args.solver}
-    said["guidance"] = guidance(args)
-    if said["guidance"] is not None and isinstance(base.guidance, Guidance):
-        said["guidance"] = replace(base.guidance, scale=said["guidance"])
+    said["guidance"] = guided(args, base.guidance if isinstance(base.guidance, Guidance) else model.settings.guidance)
     said |= {"label": args.label, "reuse": args.reuse, "size": vars(args).get("size")}
     said |= {
         "given": {**base.given, **given},
@@ -285,6 +305,13 @@ def request(args: argparse.Namespace, base: "Request", given: Mapping[str, Any])
         "looseness": numbers(vars(args).get("loose", []), "--loose"),
     }
     return replace(base, **{name: value for name, value in said.items() if value not in (None, {})})
+
+
+def guided(args: argparse.Namespace, own: "Guidance") -> "Guidance | None":
+    """The guidance that the flags say, where they are silent as `own`; None if all are."""
+    said = {"scale": guidance(args), "interval": args.guidance_interval}
+    said = {name: value for name, value in said.items() if value is not None}
+    return replace(own, **said) if said else None
 
 
 def guidance(args: argparse.Namespace) -> Any:

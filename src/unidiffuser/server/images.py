@@ -6,16 +6,18 @@ from typing import Any
 
 from PIL import Image
 
+from unidiffuser.marking import PACKET
+
 FORMATS = {"png": "PNG", "jpeg": "JPEG", "webp": "WEBP"}
 
 
 def as_format(data: bytes, name: str, quality: int | None) -> bytes:
-    """A PNG of ours in another format; quality from 0 to 100. A PNG stays as it is, with its recipe."""
+    """Our PNG in another format, marked as synthetic; quality: 0 to 100. A PNG stays as it is, with its recipe."""
     if name == "png":
         return data
     buffer = io.BytesIO()
     with Image.open(io.BytesIO(data), formats=("PNG",)) as picture:
-        picture.convert("RGB").save(buffer, FORMATS[name], quality=95 if quality is None else quality)
+        picture.convert("RGB").save(buffer, FORMATS[name], quality=95 if quality is None else quality, xmp=PACKET)
     return buffer.getvalue()
 
 
