@@ -1,6 +1,7 @@
 """UDITSR's epoch beside the published formulation, how both grow, top-k of many users, and the memory of tables.
 
-    python benchmarks/recommend.py [--only epochs | top | memory] [--sizes 5000 10000 20000 40000] [--rows uditsr] [--json FILE]
+    python benchmarks/recommend.py [--only epochs | top | memory] [--sizes 5000 10000 20000 40000] [--rows uditsr]
+                                   [--json FILE]
 
 The three columns are one model with the published settings (100 numbers a vector, batches of 256, the MLP head), on one
 world, with the same batches and the same AdamW:
@@ -11,8 +12,8 @@ world, with the same batches and the same AdamW:
 
 An epoch is the time of its median step, over `--steps` of them, times its steps, plus what is made once. The ratios are
 of one run on one machine; the loss of the first step is compared as well, so that it is the same work. Top-k is the
-call that answers users, `Recommender.top`, on tables of random numbers. Memory is counted, and with `--only memory` what
-the process holds at most in three steps of LightGCN is measured beside the count.
+call that answers users, `Recommender.top`, on tables of random numbers. Memory is counted, and with `--only memory`
+what the process holds at most in three steps of LightGCN is measured beside the count.
 """
 
 import argparse
@@ -174,9 +175,9 @@ def growth(rows: list[dict[str, Any]], name: str) -> float:
 def memory(users: int, items: int, words: int, dim: int, events: int, layers: int) -> dict[str, float]:
     """Gigabytes, counted.
 
-    Five tables of every vector in training: weights, average, two moments, gradients. LightGCN adds a table of users and
-    items for each layer and one for their mean, as if all were held at once, and its links, by rows and by columns: a
-    number and two of eight bytes an event. When it is asked: the weights and what is ready.
+    Five tables of every vector in training: weights, average, two moments, gradients. LightGCN adds a table of users
+    and items for each layer and one for their mean, as if all were held at once, and its links, by rows and by columns:
+    a number and two of eight bytes an event. When it is asked: the weights and what is ready.
     """
     table, nodes = (users + items + words) * dim * 4 / 1e9, (users + items) * dim * 4 / 1e9
     found = {"training": 5 * table, "propagation": (layers + 1) * nodes, "links": 2 * 12 * events / 1e9}

@@ -43,7 +43,7 @@ def scenes() -> Preset:
         max_scale=2.0,  # the decoder forgives what is finer: with noise 0.2 on its latents it is never read wrong
         ends=0.2,
         training=OptimiserSettings(
-            steps=24_500,
+            steps=50_000,
             batch=64,
             lr=6e-4,
             muon=2e-3,
@@ -53,7 +53,7 @@ def scenes() -> Preset:
             save_every=1000,
             log_every=100,
         ),
-        settings=Settings(steps=25, solver="dpmpp_2m", grid="uniform", guidance=Guidance(scale=2.0)),
+        settings=Settings(steps=50, solver="sde_dpmpp_2m", grid="uniform", guidance=Guidance(scale=2.0)),
     )
 
 
