@@ -78,7 +78,7 @@ def test_predict_noise_is_the_network_in_the_units_of_the_library(
 
 def test_predict_noise_asks_another_denoiser_that_was_put_there(model: UniDiffuser) -> None:
     xt, t = noisy(model), 0.5
-    found = model.through(lambda xt, t: xt).predict_noise(xt, {"image": t, "text": t})
+    found = model.through(lambda settings: lambda xt, t: xt).predict_noise(xt, {"image": t, "text": t})
     for stream, x in xt.items():
         torch.testing.assert_close(found[stream], model.process.eps_from_x0(x, x, torch.full((2,), t)))
 
