@@ -15,6 +15,7 @@ from unidiffuser.server import keeping, native, openai, openai_schemas, schemas
 from unidiffuser.server.guard import App, Guard, error_body
 from unidiffuser.server.hub import Hub
 from unidiffuser.server.limits import TurnedAwayError
+from unidiffuser.server.store import DiskRefusesError
 from unidiffuser.server.strict import complaint
 
 LOG = logging.getLogger(__name__)
@@ -128,6 +129,9 @@ def _add_errors(app: FastAPI) -> None:
         message = text.get(error.status_code, str(error.detail)[:200])
         return answer(TurnedAwayError(error.status_code, message, "http"), dict(error.headers or {}))
 
+    async def refused(request: Request, error: Any) -> JSONResponse:
+        return answer(TurnedAwayError(503, f"this cannot be written down here now ({error.strerror})", "disk", retry=2))
+
     async def unexpected(request: Request, error: Exception) -> JSONResponse:
         LOG.error("a request failed", exc_info=error)
         return answer(TurnedAwayError(500, "the server failed at this; its log says more", "internal"))
@@ -135,4 +139,5 @@ def _add_errors(app: FastAPI) -> None:
     app.add_exception_handler(TurnedAwayError, turned_away)
     app.add_exception_handler(RequestValidationError, invalid)
     app.add_exception_handler(HTTPException, http)
+    app.add_exception_handler(DiskRefusesError, refused)
     app.add_exception_handler(Exception, unexpected)

@@ -58,8 +58,10 @@ class Hub:
         live.log.tell("queued", {"ahead": self.work.queue.ahead(row.id)})
         try:
             await asyncio.to_thread(self.store.add, row)
-        except Exception:
+        except Exception as error:
             self.work.withdraw(row.id)
+            if isinstance(error, OSError):
+                self.work.pause(error)
             if key is not None and (known := await asyncio.to_thread(self.store.by_key, owner, key)):
                 return known  # the same request came twice at once
             raise

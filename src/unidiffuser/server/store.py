@@ -22,6 +22,7 @@ from typing import Any
 
 from unidiffuser.server import kept
 
+REFUSALS = (sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR)
 ID = re.compile(r"[0-9a-f]{32}")
 VERSION = 1
 SCHEMA = """
@@ -81,6 +82,10 @@ COLUMNS = [field.name for field in fields(Row)]
 def new_id() -> str:
     """128 random bits."""
     return secrets.token_hex(16)
+
+
+class DiskRefusesError(OSError):
+    """What should be remembered cannot be written."""
 
 
 class Store:
@@ -208,8 +213,14 @@ class Store:
         return place if place.is_file() and not place.is_symlink() else None
 
     def _run(self, statement: str, *values: Any) -> list[Any]:
+        """The rows of a statement. DiskRefusesError if it cannot be written down."""
         with self._lock:
-            return self._db.execute(statement, values).fetchall()
+            try:
+                return self._db.execute(statement, values).fetchall()
+            except sqlite3.OperationalError as error:
+                if error.sqlite_errorcode & 0xFF in REFUSALS:  # the rest of the code tells their kinds apart
+                    raise DiskRefusesError(None, str(error)) from error
+                raise
 
     def _rows(self, rest: str, *values: Any) -> list[Row]:
         rows = []

@@ -58,6 +58,7 @@ class Work:
         self.recent: dict[str, EventLog] = {}
         self.rate = 100.0  # rows a second, measured
         self._suspects: set[str] = set()
+        self._unwritten: dict[str, Live] = {}  # over, but the disk refused to hear of it
         self._wake = asyncio.Event()
         self._tasks: set[asyncio.Task[None]] = set()
 
@@ -170,9 +171,7 @@ class Work:
         except LostError:
             await self._lost(job, station)
         except OSError as error:
-            self.paused = f"results cannot be written ({error.strerror}); the queue waits until they can"
-            LOG.error("job %s: %s", row.id, self.paused)
-            await self._over(job, "failed", "the server could not write the result: its disk refuses")
+            await self._refused(job, error)
         except asyncio.CancelledError:
             raise
         except Exception:
@@ -206,9 +205,23 @@ class Work:
         else:
             self._suspects.add(job.row.id)
             job.row.state, job.link = "queued", None
-            await asyncio.to_thread(self.store.set, job.row.id, state="queued")
+            try:
+                await asyncio.to_thread(self.store.set, job.row.id, state="queued")
+            except OSError as error:
+                await self._refused(job, error)
+                return
             job.log.tell("queued", {"ahead": 0, "again": True})
             self.queue.push(job.row.id, job.client, job.row.cost)
+
+    def pause(self, error: OSError) -> None:
+        """The disk refuses: nothing more is begun until it takes something again."""
+        self.paused = f"results cannot be written ({error.strerror}); the queue waits until they can"
+        LOG.error("%s", self.paused)
+
+    async def _refused(self, job: Live, error: OSError) -> None:
+        """What a job made, or that it runs, cannot be written."""
+        self.pause(error)
+        await self._over(job, "failed", "the server could not write the result: its disk refuses")
 
     async def _over(self, job: Live, state: str, error: str | None = None) -> None:
         """Write the end of a job, then tell it."""
@@ -217,24 +230,39 @@ class Work:
         row.last_event = job.log.number + 1
         self._suspects.discard(row.id)
         with contextlib.suppress(asyncio.CancelledError):
-            await asyncio.to_thread(
-                self.store.set, row.id, state=state, error=error, finished=row.finished, result=row.result,
-                last_event=row.last_event, tries=row.tries,
-            )  # fmt: skip
+            await self._write_end(job)
         self.metrics.ended.labels(row.verb, state).inc()
         self.metrics.seconds.labels(row.verb).observe(row.finished - row.created)
         LOG.info("job %s %s %s cost %d seconds %.3f", row.id, row.verb, state, row.cost, row.finished - row.created)
         job.log.tell(state, row.told, last=True)
         job.over.set()
-        self.live.pop(row.id, None)
-        self.recent[row.id] = job.log
+        if row.id not in self._unwritten:
+            self._leave(job)
+
+    async def _write_end(self, job: Live) -> None:
+        """Have the store know how a job ended; if the disk refuses, the job stays here, and it is tried again."""
+        row = job.row
+        try:
+            await asyncio.to_thread(
+                self.store.set, row.id, state=row.state, error=row.error, finished=row.finished, result=row.result,
+                last_event=row.last_event, tries=row.tries,
+            )  # fmt: skip
+            self._unwritten.pop(row.id, None)
+        except OSError as error:
+            self._unwritten[row.id] = job
+            self.pause(error)
+
+    def _leave(self, job: Live) -> None:
+        """A job that is over and written: from now on the store answers for it."""
+        self.live.pop(job.row.id, None)
+        self.recent[job.row.id] = job.log
         while len(self.recent) > RECENT:
             del self.recent[next(iter(self.recent))]
 
     async def end(self, name: str, state: str) -> None:
         """Stop a job wherever it is."""
         job = self.live.get(name)
-        if job is None or job.end:
+        if job is None or job.end or job.row.over:
             return
         job.end = state
         if self.queue.remove(name):
@@ -255,11 +283,21 @@ class Work:
             turn += 1
             if self.paused and turn % int(PROBE_EVERY / 0.25) == 0:
                 with contextlib.suppress(OSError):
-                    await asyncio.to_thread(self.store.probe)
-                    self.paused = ""
-                    self._wake.set()
+                    await self._take_up_again()
             if turn % 240 == 0:
-                await asyncio.to_thread(self.store.prune, self.limits.keep)
+                with contextlib.suppress(OSError):
+                    await asyncio.to_thread(self.store.prune, self.limits.keep)
+
+    async def _take_up_again(self) -> None:
+        """Write what could not be written, and go on. OSError if the disk still refuses."""
+        await asyncio.to_thread(self.store.probe)
+        for job in list(self._unwritten.values()):
+            await self._write_end(job)
+            if job.row.id in self._unwritten:
+                return
+            self._leave(job)
+        self.paused = ""
+        self._wake.set()
 
     def _note_rate(self, row: Row) -> None:
         """Rows a second, over all jobs that run now; a slow average."""
